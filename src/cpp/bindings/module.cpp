@@ -1,0 +1,15 @@
+// The extension module: registers what the other files of this folder bind.
+#include "bindings/support.h"
+#include "runtime/cpu.h"
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Native core of fusedlstm; its stub _core.pyi says what is here.";
+  m.attr("__version__") = FUSEDLSTM_VERSION;
+  // A wrong environment fails the import, and says why.
+  fusedlstm::current_level();
+  fusedlstm::num_threads();
+  fusedlstm::bind_runtime(m);
+  fusedlstm::bind_lstm(m);
+  fusedlstm::bind_ops(m);
+  fusedlstm::bind_decode(m);
+}

@@ -1,0 +1,71 @@
+// What every binding needs: choosing the type, leaving the interpreter, memory that NumPy holds on to.
+#pragma once
+
+#include <string>
+#include <utility>
+
+#include "bindings/arrays.h"
+#include "runtime/memory.h"
+#include "runtime/threads.h"
+
+namespace fusedlstm {
+
+enum class Type { kFloat32, kFloat64 };
+
+inline Type parse_type(const std::string& name, const char* function) {
+  if (name == "float32") return Type::kFloat32;
+  if (name == "float64") return Type::kFloat64;
+  throw py::value_error(std::string(function) + ": dtype must be 'float32' or 'float64', got '" + name + "'");
+}
+
+// Calls body(float{}) or body(double{}).
+template <class Body>
+auto with_type(Type type, const Body& body) {
+  return type == Type::kFloat32 ? body(float{}) : body(double{});
+}
+
+// The type of an array argument that decides the type of a call.
+inline Type type_of(const py::handle& object, const char* function, const char* argument) {
+  if (py::isinstance<py::array_t<float>>(object)) return Type::kFloat32;
+  if (py::isinstance<py::array_t<double>>(object)) return Type::kFloat64;
+  const std::string wanted = std::string(function) + ": " + argument + " must be a float32 or float64 array, got ";
+  if (!py::isinstance<py::array>(object))
+    throw py::type_error(wanted + std::string(py::str(py::type::handle_of(object).attr("__name__"))));
+  throw py::value_error(wanted + std::string(py::str(py::reinterpret_borrow<py::array>(object).dtype())));
+}
+
+// For long calls: lets Python see a pending Ctrl-C. The exception it raises stays set for `without_gil`.
+inline Poll python_poll() {
+  return [] {
+    const py::gil_scoped_acquire gil;
+    return PyErr_CheckSignals() != 0;
+  };
+}
+
+template <class Work>
+void without_gil(const Work& work) {
+  try {
+    const py::gil_scoped_release release;
+    work();
+  } catch (const Interrupted&) {
+    throw py::error_already_set();
+  }
+}
+
+// A new array whose memory comes from the pool of kept blocks.
+template <class T>
+py::array_t<T> new_array(const std::vector<ptrdiff_t>& shape) {
+  ptrdiff_t size = 1;
+  for (const ptrdiff_t n : shape) size *= n;
+  auto* const buffer = new Buffer<T>(size);
+  const py::capsule owner(buffer, [](void* p) { delete static_cast<Buffer<T>*>(p); });
+  static T nothing;
+  return py::array_t<T>(shape, buffer->data() ? buffer->data() : &nothing, owner);
+}
+
+void bind_runtime(py::module_& m);
+void bind_lstm(py::module_& m);
+void bind_ops(py::module_& m);
+void bind_decode(py::module_& m);
+
+}  // namespace fusedlstm

@@ -1,0 +1,122 @@
+// The LSTM cell of M rows and a range of hidden units, forward and backward.
+//
+//   a = W x + b + R h_{t-1}                   four gates, order i f g o; W x + b comes in as `input`
+//   i, f, o = sigmoid(a_i, a_f, a_o)          g = tanh(a_g)
+//   c_t = f * c_{t-1} + i * g                 h_t = o * tanh(c_t)          Gers, Schmidhuber, Cummins 2000
+//
+// The sum of a gate is input, then h by k. R is packed in blocks of kLanes units x 4 gates, so that one register tile
+// holds all gates of its units; they go through an L1 scratch tile to the gate formulas.
+#pragma once
+
+#include "kernels/gemm.h"
+#include "kernels/vecmath.h"
+
+namespace fusedlstm {
+namespace {
+
+// Columns of block u: i, f, g, o of units u .. u + kLanes - 1. Two panels: (i f), (g o).
+template <class T>
+void pack_recurrent(ptrdiff_t H, ptrdiff_t H_pad, const T* weight_hh, T* packed) {
+  constexpr int W = kLanes<T>;
+  for (ptrdiff_t u = 0; u < H_pad; u += W) {
+    for (int gate = 0; gate < 4; ++gate) {
+      T* column = packed + u * 4 * H + (gate / 2) * (H * kPanel<T>) + (gate % 2) * W;
+      for (int lane = 0; lane < W; ++lane) {
+        const T* row = weight_hh + (gate * H + u + lane) * H;
+        if (u + lane < H)
+          for (ptrdiff_t k = 0; k < H; ++k) column[k * kPanel<T> + lane] = row[k];
+        else
+          for (ptrdiff_t k = 0; k < H; ++k) column[k * kPanel<T> + lane] = T(0);
+      }
+    }
+  }
+}
+
+template <class T>
+FUSEDLSTM_INLINE void gates_forward(const CellForward<T>& s, ptrdiff_t m, ptrdiff_t u, const T* a) {
+  constexpr int W = kLanes<T>;
+  const Vec<T> i = sigmoid<T>(load(a));
+  const Vec<T> f = sigmoid<T>(load(a + W));
+  const Vec<T> g = tanh<T>(load(a + 2 * W));
+  const Vec<T> o = sigmoid<T>(load(a + 3 * W));
+  const Vec<T> c = fma(f, load(s.c_prev + m * s.c_row + u), i * g);
+  const Vec<T> h = o * tanh<T>(c);
+  store<T>(s.c + m * s.c_row + u, c);
+  store<T>(s.h + m * s.h_row + u, h);
+  if (!s.gates) return;
+  T* gates = s.gates + m * s.gates_row + u;
+  store<T>(gates, i);
+  store<T>(gates + s.H_pad, f);
+  store<T>(gates + 2 * s.H_pad, g);
+  store<T>(gates + 3 * s.H_pad, o);
+}
+
+template <class T, int M, int Blocks>
+void cell_tile(const CellForward<T>& s, ptrdiff_t m0, ptrdiff_t u) {
+  constexpr int W = kLanes<T>, block = 4 * W;
+  constexpr int P = 2 * Blocks < kTilePanels ? 2 * Blocks : (M == 1 ? 2 * Blocks : kTilePanels);
+  T a[M * Blocks * block];  // [row][block][gate][lane]
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < Blocks * 4; ++v)
+      store<T>(a + (m * Blocks * 4 + v) * W,
+               load(s.input + (m0 + m) * s.input_row + (v % 4) * s.H_pad + u + (v / 4) * W));
+  for (int panel = 0; panel < 2 * Blocks; panel += P) {
+    T* part = a + panel * kPanel<T>;
+    tile<T, M, P, LayoutA::kRows>(s.H, s.h_prev + m0 * s.h_row, s.h_row,
+                                  s.recurrent + u * 4 * s.H + panel * s.H * kPanel<T>, s.H * kPanel<T>, part,
+                                  Blocks * block, part, Blocks * block);
+  }
+  for (int m = 0; m < M; ++m)
+    for (int b = 0; b < Blocks; ++b) gates_forward(s, m0 + m, u + b * W, a + (m * Blocks + b) * block);
+}
+
+template <class T>
+void cell_forward(const CellForward<T>& s) {
+  constexpr int W = kLanes<T>;
+  if (s.M == 1) {  // one row: two blocks at a time, enough chains to hide the latency of fma
+    ptrdiff_t u = s.unit_begin;
+    for (; u + 2 * W <= s.unit_end; u += 2 * W) cell_tile<T, 1, 2>(s, 0, u);
+    for (; u < s.unit_end; u += W) cell_tile<T, 1, 1>(s, 0, u);
+    return;
+  }
+  for (ptrdiff_t u = s.unit_begin; u < s.unit_end; u += W) {
+    ptrdiff_t m = 0;
+    for (; m + kTileRows <= s.M; m += kTileRows) cell_tile<T, kTileRows, 1>(s, m, u);
+    switch (s.M - m) {
+      case 1: cell_tile<T, 1, 1>(s, m, u); break;
+      case 2: cell_tile<T, 2, 1>(s, m, u); break;
+      case 3: cell_tile<T, 3, 1>(s, m, u); break;
+      case 4: cell_tile<T, 4, 1>(s, m, u); break;
+      case 5: cell_tile<T, 5, 1>(s, m, u); break;
+    }
+  }
+}
+
+// With t = tanh(c_t), dh the derivative of h_t and dc that of c_t from later steps:
+//   dc += dh * o * (1 - t^2)               do = dh * t * o (1 - o)
+//   di = dc * g * i (1 - i)                df = dc * c_{t-1} * f (1 - f)     dg = dc * i * (1 - g^2)
+//   dc_{t-1} = dc * f
+template <class T>
+void cell_backward(const CellBackward<T>& s) {
+  constexpr int W = kLanes<T>;
+  const Vec<T> one = broadcast<T>(1);
+  for (ptrdiff_t m = 0; m < s.M; ++m) {
+    for (ptrdiff_t u = s.unit_begin; u < s.unit_end; u += W) {
+      T* gates = s.gates + m * s.gates_row + u;
+      const Vec<T> i = load(gates), f = load(gates + s.H_pad);
+      const Vec<T> g = load(gates + 2 * s.H_pad), o = load(gates + 3 * s.H_pad);
+      const Vec<T> t = tanh<T>(load(s.c + m * s.c_row + u));
+      Vec<T> dh = load(s.dh + m * s.d_row + u);
+      if (s.dy) dh = dh + load(s.dy + m * s.dy_row + u);
+      const Vec<T> dc = fma(dh * o, (one - t) * (one + t), load(s.dc + m * s.d_row + u));
+      store<T>(gates, dc * g * (i * (one - i)));
+      store<T>(gates + s.H_pad, dc * load(s.c_prev + m * s.c_row + u) * (f * (one - f)));
+      store<T>(gates + 2 * s.H_pad, dc * i * ((one - g) * (one + g)));
+      store<T>(gates + 3 * s.H_pad, dh * t * (o * (one - o)));
+      store<T>(s.dc + m * s.d_row + u, dc * f);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fusedlstm

@@ -1,0 +1,197 @@
+// C = init + A B on packed panels. Every element of C is one chain of fused multiply-adds in the order of k:
+//
+//   c = init;  for k = 0 .. K-1:  c = fma(A[m][k], B[k][n], c)
+//
+// A chain is never split into partial sums, so no result depends on how rows, columns or k are cut into tiles, blocks
+// or threads, nor on the width of a vector. (Stopping a chain, storing c and going on later changes nothing.)
+//
+// B lies in panels of kPanel columns, panel p as [k][kPanel], zero in the columns past the last.
+#pragma once
+
+#include "kernels/simd.h"
+#include "kernels/table.h"
+
+namespace fusedlstm {
+namespace {
+
+template <class T>
+constexpr int kPanel = 2 * kLanes<T>;
+
+// A by rows that lie a_row apart, or interleaved as [k][kTileRows].
+enum class LayoutA { kRows, kInterleaved };
+
+// M rows x P panels of C stay in registers over the whole of k.
+template <class T, int M, int P, LayoutA A>
+FUSEDLSTM_INLINE void tile(ptrdiff_t K, const T* a, ptrdiff_t a_row, const T* b, ptrdiff_t b_panel, const T* init,
+                           ptrdiff_t init_row, T* c, ptrdiff_t c_row) {
+  constexpr int W = kLanes<T>;
+  Vec<T> acc[M][2 * P];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 16
+    for (int v = 0; v < 2 * P; ++v) acc[m][v] = init ? load(init + m * init_row + v * W) : Vec<T>{};
+  }
+  for (ptrdiff_t k = 0; k < K; ++k) {
+    Vec<T> b_k[2 * P];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) {
+      b_k[2 * p] = load(b + p * b_panel);
+      b_k[2 * p + 1] = load(b + p * b_panel + W);
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      const Vec<T> a_mk = broadcast<T>(A == LayoutA::kRows ? a[m * a_row] : a[m]);
+#pragma GCC unroll 16
+      for (int v = 0; v < 2 * P; ++v) acc[m][v] = fma(a_mk, b_k[v], acc[m][v]);
+    }
+    a += A == LayoutA::kRows ? 1 : kTileRows;
+    b += kPanel<T>;
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 16
+    for (int v = 0; v < 2 * P; ++v) store<T>(c + m * c_row + v * W, acc[m][v]);
+  }
+}
+
+// All panels of up to kTileRows rows. Few rows take more panels at a time: enough chains to hide the latency of fma.
+template <class T, int M, LayoutA A>
+void row_tile(const Gemm<T>& g, ptrdiff_t m0) {
+  constexpr int P = M == 1 ? 4 * kTilePanels : M <= 3 ? 2 * kTilePanels : kTilePanels;
+  constexpr int N = kPanel<T>;
+  const T* a = A == LayoutA::kRows ? g.a + m0 * g.a_row : g.a + m0 * g.K;
+  ptrdiff_t n = 0;
+  const auto init_at = [&] { return g.init ? g.init + m0 * g.init_row + n : nullptr; };
+  for (; n + P * N <= g.N; n += P * N)
+    tile<T, M, P, A>(g.K, a, g.a_row, g.b + n / N * g.b_panel, g.b_panel, init_at(), g.init_row, g.c + m0 * g.c_row + n, g.c_row);
+  for (; n + N <= g.N; n += N)
+    tile<T, M, 1, A>(g.K, a, g.a_row, g.b + n / N * g.b_panel, g.b_panel, init_at(), g.init_row, g.c + m0 * g.c_row + n, g.c_row);
+  if (n == g.N) return;
+  T edge[M * N];  // a last panel that is only partly there
+  const ptrdiff_t columns = g.N - n;
+  for (int m = 0; m < M; ++m)
+    for (ptrdiff_t j = 0; j < N; ++j) edge[m * N + j] = g.init && j < columns ? init_at()[m * g.init_row + j] : T(0);
+  tile<T, M, 1, A>(g.K, a, g.a_row, g.b + n / N * g.b_panel, g.b_panel, edge, N, edge, N);
+  for (int m = 0; m < M; ++m)
+    for (ptrdiff_t j = 0; j < columns; ++j) g.c[(m0 + m) * g.c_row + n + j] = edge[m * N + j];
+}
+
+template <class T, LayoutA A>
+void rows(const Gemm<T>& g, ptrdiff_t m0, ptrdiff_t m) {
+  switch (m) {
+    case 1: return row_tile<T, 1, A>(g, m0);
+    case 2: return row_tile<T, 2, A>(g, m0);
+    case 3: return row_tile<T, 3, A>(g, m0);
+    case 4: return row_tile<T, 4, A>(g, m0);
+    case 5: return row_tile<T, 5, A>(g, m0);
+    default: return row_tile<T, kTileRows, A>(g, m0);
+  }
+}
+
+template <class V>
+FUSEDLSTM_INLINE V smaller(V a, V b) {
+  return a < b ? a : b;
+}
+
+// For all panel groups, then for all row tiles: a group of B stays in L2 while the rows pass by.
+template <class T, LayoutA A>
+void gemm_panels_outer(const Gemm<T>& g) {
+  constexpr ptrdiff_t group = kTilePanels * kPanel<T>;
+  for (ptrdiff_t n = 0; n < g.N; n += group) {
+    Gemm<T> part = g;
+    part.N = smaller(group, g.N - n);
+    part.b += n / kPanel<T> * g.b_panel;
+    part.c += n;
+    if (g.init) part.init += n;
+    for (ptrdiff_t m = 0; m < g.M; m += kTileRows) rows<T, A>(part, m, smaller<ptrdiff_t>(kTileRows, g.M - m));
+  }
+}
+
+// A block of A and a group of B, both block_k long, stay in L2 together.
+template <class T>
+void gemm(const Gemm<T>& whole) {
+  constexpr ptrdiff_t block_k = 3072 / static_cast<ptrdiff_t>(sizeof(T)), block_m = 16 * kTileRows;
+  Gemm<T> g = whole;
+  if (g.b_panel == 0) g.b_panel = g.K * kPanel<T>;
+  if (g.M <= kTileRows) return g.M > 0 ? rows<T, LayoutA::kRows>(g, 0, g.M) : void();
+  for (ptrdiff_t m = 0; m < whole.M; m += block_m) {
+    Gemm<T> part = g;
+    part.M = smaller(block_m, whole.M - m);
+    part.a += m * g.a_row;
+    part.c += m * g.c_row;
+    if (g.init) part.init += m * g.init_row;
+    ptrdiff_t k = 0;
+    do {
+      part.K = smaller(block_k, whole.K - k);
+      gemm_panels_outer<T, LayoutA::kRows>(part);
+      part.a += part.K;
+      part.b += part.K * kPanel<T>;
+      part.init = part.c;
+      part.init_row = part.c_row;
+      k += part.K;
+    } while (k < whole.K);
+  }
+}
+
+// B[k][n] = source[k * k_stride + n * n_stride] to panels.
+template <class T>
+void pack(ptrdiff_t K, ptrdiff_t N, const T* source, ptrdiff_t k_stride, ptrdiff_t n_stride, T* panels) {
+  constexpr ptrdiff_t block = 64;  // of k: a block of a transposed source stays in L1
+  for (ptrdiff_t n0 = 0; n0 < N; n0 += kPanel<T>, panels += K * kPanel<T>) {
+    const ptrdiff_t columns = smaller<ptrdiff_t>(kPanel<T>, N - n0);
+    for (ptrdiff_t k0 = 0; k0 < K; k0 += block) {
+      const ptrdiff_t k1 = smaller(k0 + block, K);
+      if (n_stride == 1) {
+        for (ptrdiff_t k = k0; k < k1; ++k)
+          for (ptrdiff_t j = 0; j < columns; ++j) panels[k * kPanel<T> + j] = source[k * k_stride + n0 + j];
+      } else {
+        for (ptrdiff_t j = 0; j < columns; ++j)
+          for (ptrdiff_t k = k0; k < k1; ++k)
+            panels[k * kPanel<T> + j] = source[k * k_stride + (n0 + j) * n_stride];
+      }
+      for (ptrdiff_t k = k0; k < k1; ++k)
+        for (ptrdiff_t j = columns; j < kPanel<T>; ++j) panels[k * kPanel<T> + j] = T(0);
+    }
+  }
+}
+
+// C[m][n] += sum over rows r, in the order given, of A[r][m] B[r][n]: weight gradients. Rows are gathered into blocks
+// of packed A and B; C is the running sum between blocks.
+template <class T>
+void gemm_transposed(const GemmTransposed<T>& g) {
+  if (g.R <= 0) return;
+  constexpr ptrdiff_t column_block = kReductionColumns;
+  const ptrdiff_t blocks = (g.R + kReductionBlock - 1) / kReductionBlock, row_block = (g.R + blocks - 1) / blocks;
+  T* const packed_b = g.scratch;
+  T* const packed_a = g.scratch + row_block * ((g.N + kPanel<T> - 1) / kPanel<T> * kPanel<T>);
+  for (ptrdiff_t r0 = 0; r0 < g.R; r0 += row_block) {
+    const ptrdiff_t K = smaller(row_block, g.R - r0);
+    for (ptrdiff_t n0 = 0; n0 < g.N; n0 += kPanel<T>) {
+      const ptrdiff_t columns = smaller<ptrdiff_t>(kPanel<T>, g.N - n0);
+      for (ptrdiff_t k = 0; k < K; ++k) {
+        const T* b = g.b + (g.b_rows ? g.b_rows[r0 + k] : r0 + k) * g.b_row + n0;
+        T* panel = packed_b + n0 * K + k * kPanel<T>;
+        for (ptrdiff_t j = 0; j < columns; ++j) panel[j] = b[j];
+        for (ptrdiff_t j = columns; j < kPanel<T>; ++j) panel[j] = T(0);
+      }
+    }
+    for (ptrdiff_t m0 = 0; m0 < g.M; m0 += column_block) {
+      const ptrdiff_t M = smaller(column_block, g.M - m0);
+      for (ptrdiff_t k = 0; k < K; ++k) {
+        const T* a = g.a + (g.a_rows ? g.a_rows[r0 + k] : r0 + k) * g.a_row + m0;
+        T* tile_k = packed_a + k * kTileRows;
+        ptrdiff_t m = 0;
+        for (; m + kTileRows <= M; m += kTileRows, tile_k += K * kTileRows)
+          for (ptrdiff_t i = 0; i < kTileRows; ++i) tile_k[i] = a[m + i];
+        for (ptrdiff_t i = 0; m + i < M; ++i) tile_k[i] = a[m + i];
+      }
+      T* c = g.c + m0 * g.c_row;
+      gemm_panels_outer<T, LayoutA::kInterleaved>({.M = M, .N = g.N, .K = K, .a = packed_a, .a_row = 0, .b = packed_b,
+                                                   .init = c, .init_row = g.c_row, .c = c, .c_row = g.c_row,
+                                                   .b_panel = K * kPanel<T>});
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fusedlstm

@@ -1,0 +1,185 @@
+// One vector register per type, for the instruction set this file is compiled for.
+//
+// Vec<T> has kLanes<T> lanes; + - * / and comparisons are the compiler's own vector operators, everything else is
+// below. The same sequence of these operations gives the same bits on every level: fma rounds once everywhere (by
+// instruction, or exactly emulated), division and square root are the correctly rounded ones.
+//
+// This header and all that include it are compiled once per level inside an unnamed namespace and use nothing from
+// the standard library: inline code from there, compiled for AVX-512, could be linked into everything.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(FUSEDLSTM_LEVEL_AVX512) || defined(FUSEDLSTM_LEVEL_AVX2)
+#include <immintrin.h>
+#elif defined(FUSEDLSTM_LEVEL_NEON)
+#include <arm_neon.h>
+#endif
+
+#define FUSEDLSTM_INLINE inline __attribute__((always_inline))
+
+namespace fusedlstm {
+namespace {
+
+// Accumulators of a matrix product tile: kTileRows (6) rows x kTilePanels panels of two vectors.
+#if defined(FUSEDLSTM_LEVEL_AVX512)
+constexpr int kVectorBytes = 64;
+constexpr int kTilePanels = 2;  // 24 accumulators, 4 for B, 1 for a broadcast: 29 of 32 registers
+#elif defined(FUSEDLSTM_LEVEL_AVX2)
+constexpr int kVectorBytes = 32;
+constexpr int kTilePanels = 1;  // 12 + 2 + 1 of 16
+#elif defined(FUSEDLSTM_LEVEL_NEON)
+constexpr int kVectorBytes = 16;
+constexpr int kTilePanels = 2;
+#elif defined(FUSEDLSTM_LEVEL_GENERIC)
+constexpr int kVectorBytes = 16;
+constexpr int kTilePanels = 1;
+#else
+#error "compile with -DFUSEDLSTM_LEVEL_<name>"
+#endif
+
+template <class T>
+struct VecTypes;
+template <>
+struct VecTypes<float> {
+  typedef float vec __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t ints __attribute__((vector_size(kVectorBytes)));
+  typedef float unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+  typedef int32_t integer;
+};
+template <>
+struct VecTypes<double> {
+  typedef double vec __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t ints __attribute__((vector_size(kVectorBytes)));
+  typedef double unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+  typedef int64_t integer;
+};
+template <class T>
+using Vec = typename VecTypes<T>::vec;
+template <class T>
+using VecInt = typename VecTypes<T>::ints;
+
+template <class T>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+template <class T>
+FUSEDLSTM_INLINE Vec<T> load(const T* p) {
+  return *reinterpret_cast<const typename VecTypes<T>::unaligned*>(p);
+}
+template <class T>
+FUSEDLSTM_INLINE void store(T* p, Vec<T> a) {
+  *reinterpret_cast<typename VecTypes<T>::unaligned*>(p) = a;
+}
+// The first n lanes (0 < n <= kLanes); the others read as 0, and are not written.
+template <class T>
+FUSEDLSTM_INLINE Vec<T> load_first(const T* p, int n) {
+  Vec<T> a{};
+  for (int i = 0; i < n; ++i) a[i] = p[i];
+  return a;
+}
+template <class T>
+FUSEDLSTM_INLINE void store_first(T* p, Vec<T> a, int n) {
+  for (int i = 0; i < n; ++i) p[i] = a[i];
+}
+template <class T>
+FUSEDLSTM_INLINE Vec<T> broadcast(T a) {
+  return a - Vec<T>{};  // a - 0 keeps the sign of zero
+}
+template <class T>
+FUSEDLSTM_INLINE VecInt<T> bits(Vec<T> a) {
+  return reinterpret_cast<VecInt<T>>(a);
+}
+template <class T>
+FUSEDLSTM_INLINE Vec<T> from_bits(VecInt<T> a) {
+  return reinterpret_cast<Vec<T>>(a);
+}
+// Comparisons give all ones or all zeros per lane; NaN compares false, so a NaN in `a` passes through both.
+template <class V>
+FUSEDLSTM_INLINE V at_most(V a, V limit) {
+  return a > limit ? limit : a;
+}
+template <class V>
+FUSEDLSTM_INLINE V at_least(V a, V limit) {
+  return a < limit ? limit : a;
+}
+
+// fma(a, b, c) = a * b + c with one rounding.
+#if defined(FUSEDLSTM_LEVEL_AVX512)
+FUSEDLSTM_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm512_fmadd_ps(a, b, c); }
+FUSEDLSTM_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return _mm512_fmadd_pd(a, b, c); }
+FUSEDLSTM_INLINE Vec<float> square_root(Vec<float> a) { return _mm512_sqrt_ps(a); }
+FUSEDLSTM_INLINE Vec<double> square_root(Vec<double> a) { return _mm512_sqrt_pd(a); }
+#elif defined(FUSEDLSTM_LEVEL_AVX2)
+FUSEDLSTM_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm256_fmadd_ps(a, b, c); }
+FUSEDLSTM_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return _mm256_fmadd_pd(a, b, c); }
+FUSEDLSTM_INLINE Vec<float> square_root(Vec<float> a) { return _mm256_sqrt_ps(a); }
+FUSEDLSTM_INLINE Vec<double> square_root(Vec<double> a) { return _mm256_sqrt_pd(a); }
+#elif defined(FUSEDLSTM_LEVEL_NEON)
+FUSEDLSTM_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return (Vec<float>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+FUSEDLSTM_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return (Vec<double>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+}
+FUSEDLSTM_INLINE Vec<float> square_root(Vec<float> a) { return (Vec<float>)vsqrtq_f32((float32x4_t)a); }
+FUSEDLSTM_INLINE Vec<double> square_root(Vec<double> a) { return (Vec<double>)vsqrtq_f64((float64x2_t)a); }
+#else
+// Without an fma instruction: exact emulation. Boldo and Melquiond, "Emulation of FMA and correctly rounded sums:
+// proved algorithms using rounding to odd", IEEE Trans. Computers 57(4), 2008.
+struct Sum {
+  double high, low;  // high + low is the exact sum
+};
+FUSEDLSTM_INLINE Sum exact_sum(double a, double b) {
+  const double s = a + b;
+  const double b_part = s - a;
+  return {s, (a - (s - b_part)) + (b - b_part)};
+}
+// a + b rounded to odd: of the two neighbours of an inexact sum, the one whose last bit is 1.
+FUSEDLSTM_INLINE double sum_to_odd(double a, double b) {
+  const Sum s = exact_sum(a, b);
+  int64_t u;
+  __builtin_memcpy(&u, &s.high, 8);
+  if (s.low != 0 && s.low - s.low == 0 && (u & 1) == 0) u += (s.low > 0) == (s.high > 0) ? 1 : -1;
+  double r;
+  __builtin_memcpy(&r, &u, 8);
+  return r;
+}
+FUSEDLSTM_INLINE float fma(float a, float b, float c) {
+  return static_cast<float>(sum_to_odd(static_cast<double>(a) * b, c));  // the product of two floats is exact
+}
+// Exact while |a|, |b| < 2^995 and the product's low part does not underflow (|a b| > 2^-914).
+FUSEDLSTM_INLINE double fma(double a, double b, double c) {
+  const double plain = a * b + c;
+  if (plain - plain != 0) return plain;  // infinities and NaN
+  const double split = 134217729.0;      // 2^27 + 1, Dekker 1971
+  const double as = a * split, bs = b * split;
+  const double a1 = as - (as - a), b1 = bs - (bs - b);
+  const double a2 = a - a1, b2 = b - b1;
+  const double p = a * b;
+  const double p_low = ((a1 * b1 - p) + a1 * b2 + a2 * b1) + a2 * b2;
+  const Sum t = exact_sum(c, p_low);
+  const Sum u = exact_sum(p, t.high);
+  return u.high + sum_to_odd(t.low, u.low);
+}
+__attribute__((noinline)) Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  for (int i = 0; i < kLanes<float>; ++i) c[i] = fma(a[i], b[i], c[i]);
+  return c;
+}
+__attribute__((noinline)) Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  for (int i = 0; i < kLanes<double>; ++i) c[i] = fma(a[i], b[i], c[i]);
+  return c;
+}
+FUSEDLSTM_INLINE Vec<float> square_root(Vec<float> a) {
+  for (int i = 0; i < kLanes<float>; ++i) a[i] = __builtin_sqrtf(a[i]);
+  return a;
+}
+FUSEDLSTM_INLINE Vec<double> square_root(Vec<double> a) {
+  for (int i = 0; i < kLanes<double>; ++i) a[i] = __builtin_sqrt(a[i]);
+  return a;
+}
+#endif
+
+
+}  // namespace
+}  // namespace fusedlstm

@@ -1,0 +1,135 @@
+// What every instruction set provides: one table of functions per level and type, chosen once at run time.
+// Pointers carry their shape in the comment; strides are in elements. Nothing here allocates, locks or fails.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fusedlstm {
+
+constexpr int kTileRows = 6;                                // rows of a register tile, on every level
+constexpr ptrdiff_t kReductionBlock = 512;                  // most rows of a weight-gradient product packed at a time
+constexpr ptrdiff_t kReductionColumns = 16 * kTileRows;     // of its A
+constexpr ptrdiff_t kSumBlock = 4096;                       // elements of a sum in T; block sums are added in double
+
+// C (M, N) = init (M, N) + A (M, K) B (K, N); init_row 0 gives every row the same init, init null means 0.
+template <class T>
+struct Gemm {
+  ptrdiff_t M, N, K;
+  const T* a;
+  ptrdiff_t a_row;
+  const T* b;  // packed panels
+  const T* init;
+  ptrdiff_t init_row;
+  T* c;
+  ptrdiff_t c_row;
+  ptrdiff_t b_panel = 0;  // elements from one panel of B to the next; 0: K rows of a panel
+};
+
+// C (M, N) += A^T B over R rows, in the order of a_rows, b_rows (null: 0, 1, 2 ...).
+template <class T>
+struct GemmTransposed {
+  ptrdiff_t M, N, R;
+  const T* a;
+  ptrdiff_t a_row;
+  const int32_t* a_rows;
+  const T* b;
+  ptrdiff_t b_row;
+  const int32_t* b_rows;
+  T* c;
+  ptrdiff_t c_row;
+  T* scratch;  // transposed_scratch(N, panel) elements
+};
+inline ptrdiff_t transposed_scratch(ptrdiff_t N, ptrdiff_t panel) {
+  return kReductionBlock * ((N + panel - 1) / panel * panel + kReductionColumns);
+}
+
+// One step of M rows and the unit blocks [unit_begin, unit_end) (multiples of lanes) of a layer of H units.
+// Gate rows are [4][H_pad], gates in the order i f g o.
+template <class T>
+struct CellForward {
+  ptrdiff_t M, H, H_pad, unit_begin, unit_end;
+  const T* h_prev;  // (M, H), h_row apart
+  ptrdiff_t h_row;
+  const T* recurrent;  // packed by pack_recurrent
+  const T* input;      // (M, 4, H_pad): W x + b
+  ptrdiff_t input_row;
+  T* gates;  // (M, 4, H_pad) or null; may be `input` itself
+  ptrdiff_t gates_row;
+  const T* c_prev;  // (M, H_pad), c_row apart; may be c
+  T* c;
+  ptrdiff_t c_row;
+  T* h;  // (M, H_pad), h_row apart
+};
+
+// Gate derivatives of M rows, written over the gates; dh_total = dh + dy, dc becomes the derivative of c_prev.
+template <class T>
+struct CellBackward {
+  ptrdiff_t M, H_pad, unit_begin, unit_end;
+  T* gates;  // (M, 4, H_pad): activations in, derivatives of pre-activations out
+  ptrdiff_t gates_row;
+  const T* c_prev;  // (M, H_pad)
+  const T* c;
+  ptrdiff_t c_row;
+  const T* dh;  // (M, H_pad), d_row apart
+  T* dc;
+  ptrdiff_t d_row;
+  const T* dy;  // (M, H_pad) or null
+  ptrdiff_t dy_row;
+};
+
+struct DropoutKey {
+  uint64_t seed;
+  uint32_t stream;
+};
+
+template <class T>
+struct SgdStep {
+  T lr, momentum, weight_decay, gradient_scale;
+  bool nesterov;
+};
+template <class T>
+struct AdamStep {
+  T step_size, beta1, beta2, one_minus_beta1, one_minus_beta2, eps, bias2_root, weight_decay, shrink, gradient_scale;
+};
+
+template <class T>
+struct Kernels {
+  int lanes;
+  int panel;  // columns of a packed panel
+
+  void (*pack)(ptrdiff_t K, ptrdiff_t N, const T* source, ptrdiff_t k_stride, ptrdiff_t n_stride, T* panels);
+  void (*pack_recurrent)(ptrdiff_t H, ptrdiff_t H_pad, const T* weight_hh, T* packed);
+  void (*gemm)(const Gemm<T>&);
+  void (*gemm_transposed)(const GemmTransposed<T>&);
+
+  void (*cell_forward)(const CellForward<T>&);
+  void (*cell_backward)(const CellBackward<T>&);
+
+  // y[0..n) += x
+  void (*add)(ptrdiff_t n, const T* x, T* y);
+  // sums[0..n) += rows in the given order (null: 0, 1, 2 ...)
+  void (*add_rows)(ptrdiff_t rows, ptrdiff_t n, const T* x, ptrdiff_t x_row, const int32_t* order, T* sums);
+  // y = x * keep / (1 - rate) of one row whose counter is (row, step); in place allowed
+  void (*dropout_row)(ptrdiff_t n, DropoutKey key, uint32_t row, uint32_t step, T rate, const T* x, T* y);
+  // log sum exp of V logits, the largest logit in *largest; with d: d = scale * softmax
+  T (*softmax_row)(ptrdiff_t V, const T* logits, T scale, T* d, T* largest);
+  double (*sum_of_squares)(ptrdiff_t n, const T* x);
+  double (*squared_error)(ptrdiff_t n, const T* y, const T* target, T factor, T* dy);
+  void (*scale)(ptrdiff_t n, T factor, T* x);
+  void (*sgd)(ptrdiff_t n, const SgdStep<T>&, const T* gradient, T* velocity, T* parameter);
+  void (*adam)(ptrdiff_t n, const AdamStep<T>&, const T* gradient, T* m, T* v, T* parameter);
+
+  void (*exp)(ptrdiff_t n, const T* x, T* y);
+  void (*log)(ptrdiff_t n, const T* x, T* y);
+  void (*sigmoid)(ptrdiff_t n, const T* x, T* y);
+  void (*tanh)(ptrdiff_t n, const T* x, T* y);
+};
+
+struct Level {
+  const char* name;
+  Kernels<float> f32;
+  Kernels<double> f64;
+};
+
+}  // namespace fusedlstm

@@ -1,0 +1,134 @@
+#include "lstm/packing.h"
+
+#include "runtime/threads.h"
+
+namespace fusedlstm {
+
+std::vector<WeightOffsets> weight_offsets(const LstmShape& s) {
+  std::vector<WeightOffsets> all;
+  ptrdiff_t next = 0;
+  const auto take = [&](ptrdiff_t size) {
+    const ptrdiff_t offset = next;
+    next += (size + 15) / 16 * 16;
+    return offset;
+  };
+  const ptrdiff_t H = s.hidden_size;
+  for (ptrdiff_t layer = 0; layer < s.num_layers; ++layer) {
+    for (ptrdiff_t direction = 0; direction < s.directions(); ++direction) {
+      WeightOffsets w{};
+      w.weight_ih = take(4 * H * s.layer_inputs(layer));
+      w.weight_hh = take(4 * H * H);
+      w.bias_ih = s.bias ? take(4 * H) : -1;
+      w.bias_hh = s.bias ? take(4 * H) : -1;
+      all.push_back(w);
+    }
+  }
+  return all;
+}
+
+std::vector<NamedWeight> weight_table(const LstmShape& s) {
+  std::vector<NamedWeight> table;
+  const std::vector<WeightOffsets> offsets = weight_offsets(s);
+  const ptrdiff_t H = s.hidden_size, D = s.directions();
+  for (ptrdiff_t layer = 0; layer < s.num_layers; ++layer) {
+    for (ptrdiff_t direction = 0; direction < D; ++direction) {
+      const WeightOffsets& w = offsets[static_cast<size_t>(layer * D + direction)];
+      const std::string suffix = "_l" + std::to_string(layer) + (direction ? "_reverse" : "");
+      table.push_back({"weight_ih" + suffix, {4 * H, s.layer_inputs(layer)}, w.weight_ih});
+      table.push_back({"weight_hh" + suffix, {4 * H, H}, w.weight_hh});
+      if (!s.bias) continue;
+      table.push_back({"bias_ih" + suffix, {4 * H}, w.bias_ih});
+      table.push_back({"bias_hh" + suffix, {4 * H}, w.bias_hh});
+    }
+  }
+  return table;
+}
+
+ptrdiff_t parameter_count(const LstmShape& s) {
+  ptrdiff_t count = 0;
+  for (const NamedWeight& w : weight_table(s)) {
+    ptrdiff_t size = 1;
+    for (const ptrdiff_t n : w.shape) size *= n;
+    count = w.offset + (size + 15) / 16 * 16;
+  }
+  return count;
+}
+
+template <class T>
+size_t PackedWeights<T>::bytes() const {
+  size_t sum = 0;
+  for (const PackedLayer<T>& l : layers)
+    sum += l.input.bytes() + l.recurrent.bytes() + l.bias.bytes() + l.input_backward.bytes() +
+           l.recurrent_backward.bytes();
+  return sum;
+}
+
+template <class T>
+PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool backward) {
+  PackedWeights<T> packed{shape, &current_level(), backward, {}};
+  const Kernels<T>& k = packed.kernels();
+  const ptrdiff_t H = shape.hidden_size, Hp = shape.hidden_padded(), D = shape.directions();
+  const std::vector<WeightOffsets> offsets = weight_offsets(shape);
+
+  struct Piece {  // what one thread packs at a time
+    size_t layer;
+    int matrix;  // input, recurrent, the same two for backward
+  };
+  std::vector<Piece> pieces;
+  for (size_t l = 0; l < offsets.size(); ++l) {
+    const ptrdiff_t inputs = shape.layer_inputs(static_cast<ptrdiff_t>(l) / D);
+    PackedLayer<T> layer{inputs,
+                         Buffer<T>(packed_size(inputs, 4 * Hp, k.panel)),
+                         Buffer<T>(H * 4 * Hp),
+                         Buffer<T>::zeros(4 * Hp),
+                         Buffer<T>(backward ? packed_size(4 * Hp, inputs, k.panel) : 0),
+                         Buffer<T>(backward ? packed_size(4 * Hp, H, k.panel) : 0)};
+    if (shape.bias) {
+      const T *b_ih = parameters + offsets[l].bias_ih, *b_hh = parameters + offsets[l].bias_hh;
+      for (ptrdiff_t gate = 0; gate < 4; ++gate)
+        for (ptrdiff_t u = 0; u < H; ++u) layer.bias[gate * Hp + u] = b_ih[gate * H + u] + b_hh[gate * H + u];
+    }
+    packed.layers.push_back(std::move(layer));
+    for (int matrix = 0; matrix < (backward ? 4 : 2); ++matrix) pieces.push_back({l, matrix});
+  }
+
+  // W (4H, n) of gate-major rows, with zero rows up to H_pad in each gate.
+  const auto padded = [&](const T* weight, ptrdiff_t n) {
+    Buffer<T> rows(4 * Hp * n);
+    for (ptrdiff_t gate = 0; gate < 4; ++gate) {
+      for (ptrdiff_t j = 0; j < H * n; ++j) rows[gate * Hp * n + j] = weight[gate * H * n + j];
+      for (ptrdiff_t j = H * n; j < Hp * n; ++j) rows[gate * Hp * n + j] = T(0);
+    }
+    return rows;
+  };
+  run_job(0, nullptr, [&](Team& team) {
+    for (size_t p = static_cast<size_t>(team.thread()); p < pieces.size(); p += static_cast<size_t>(team.threads())) {
+      const size_t l = pieces[p].layer;
+      PackedLayer<T>& layer = packed.layers[l];
+      const bool recurrent = pieces[p].matrix % 2 == 1;
+      const ptrdiff_t n = recurrent ? H : layer.inputs;
+      const T* weight = parameters + (recurrent ? offsets[l].weight_hh : offsets[l].weight_ih);
+      if (pieces[p].matrix == 1) {
+        k.pack_recurrent(H, Hp, weight, layer.recurrent.data());
+        continue;
+      }
+      Buffer<T> copy;
+      if (Hp != H) {
+        copy = padded(weight, n);
+        weight = copy.data();
+      }
+      if (pieces[p].matrix == 0)
+        k.pack(n, 4 * Hp, weight, 1, n, layer.input.data());
+      else
+        k.pack(4 * Hp, n, weight, n, 1, (recurrent ? layer.recurrent_backward : layer.input_backward).data());
+    }
+  });
+  return packed;
+}
+
+template struct PackedWeights<float>;
+template struct PackedWeights<double>;
+template PackedWeights<float> pack_weights(const LstmShape&, const float*, bool);
+template PackedWeights<double> pack_weights(const LstmShape&, const double*, bool);
+
+}  // namespace fusedlstm

@@ -1,0 +1,41 @@
+// Weights in the layout of the kernels: an immutable snapshot, tied to the instruction set it was packed for.
+#pragma once
+
+#include <vector>
+
+#include "lstm/shape.h"
+#include "runtime/cpu.h"
+#include "runtime/memory.h"
+
+namespace fusedlstm {
+
+// One layer and direction. H_pad = H rounded up to 16; gate columns are [4][H_pad], zero where there is no unit.
+template <class T>
+struct PackedLayer {
+  ptrdiff_t inputs;
+  Buffer<T> input;               // panels (inputs, 4 H_pad): W_ih^T
+  Buffer<T> recurrent;           // blocks of units x 4 gates (H, 4 H_pad): W_hh^T
+  Buffer<T> bias;                // (4 H_pad): b_ih + b_hh
+  Buffer<T> input_backward;      // panels (4 H_pad, inputs): W_ih; empty when packed for inference only
+  Buffer<T> recurrent_backward;  // panels (4 H_pad, H): W_hh
+};
+
+template <class T>
+struct PackedWeights {
+  LstmShape shape;
+  const Level* level;
+  bool backward;
+  std::vector<PackedLayer<T>> layers;  // by layer * D + direction
+
+  const Kernels<T>& kernels() const { return kernels_of<T>(*level); }
+  size_t bytes() const;
+};
+
+// parameters: parameter_count(shape) elements.
+template <class T>
+PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool backward);
+
+// Elements of packed panels for a (K, N) matrix.
+inline ptrdiff_t packed_size(ptrdiff_t K, ptrdiff_t N, ptrdiff_t panel) { return (N + panel - 1) / panel * panel * K; }
+
+}  // namespace fusedlstm

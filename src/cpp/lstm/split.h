@@ -1,0 +1,51 @@
+// How a layer's work is shared among threads. No choice here changes a bit of any result.
+#pragma once
+
+#include "kernels/table.h"
+#include "runtime/threads.h"
+
+namespace fusedlstm {
+
+// A thread's share of one matrix product: rows when there are enough of them, else panels of columns.
+template <class T>
+void gemm_share(const Kernels<T>& k, Gemm<T> g, const Team& team) {
+  if (g.M >= kTileRows * team.threads()) {
+    const Share rows = share_of(g.M, team.thread(), team.threads(), kTileRows);
+    g.M = rows.size();
+    g.a += rows.begin * g.a_row;
+    if (g.init) g.init += rows.begin * g.init_row;
+    g.c += rows.begin * g.c_row;
+  } else {
+    const Share columns = share_of(g.N, team.thread(), team.threads(), k.panel);
+    g.N = columns.size();
+    g.b += columns.begin * g.K;
+    if (g.init) g.init += columns.begin;
+    g.c += columns.begin;
+  }
+  if (g.M > 0 && g.N > 0) k.gemm(g);
+}
+
+// A thread's share of C (M, N) += A^T B: columns of A. `scratch` is the thread's own.
+template <class T>
+void gemm_transposed_share(const Kernels<T>& k, GemmTransposed<T> g, const Team& team) {
+  const Share m = share_of(g.M, team.thread(), team.threads(), kTileRows);
+  g.M = m.size();
+  g.a += m.begin;
+  g.c += m.begin * g.c_row;
+  if (g.M > 0) k.gemm_transposed(g);
+}
+
+// The recurrence is cut by sequences or by hidden units.
+//   sequences: no barrier at all, but every thread streams all recurrent weights in every step
+//   units:     each thread keeps its own weights in its cache; one barrier per step
+// Sequences are worth it once a thread's rows fill several register tiles, which hides the streaming.
+inline bool split_by_sequences(ptrdiff_t N, int threads) { return threads == 1 || N >= 2 * kTileRows * threads; }
+
+// The slots one thread works on when the recurrence is cut by sequences: thread, thread + threads, ... so that
+// ragged batches stay balanced.
+struct Slots {
+  ptrdiff_t first, stride;
+  ptrdiff_t count(ptrdiff_t active) const { return active > first ? (active - first + stride - 1) / stride : 0; }
+};
+
+}  // namespace fusedlstm

@@ -1,0 +1,259 @@
+#include "runtime/threads.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <condition_variable>
+#include <cstdlib>
+#include <exception>
+#include <fstream>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace fusedlstm {
+
+struct JobState {
+  explicit JobState(int threads_in, const Poll& poll_in) : threads(threads_in), poll(poll_in) {}
+  const int threads;
+  const Poll& poll;
+  std::atomic<bool> stop{false};
+  alignas(64) std::atomic<int> arrived{0};
+  alignas(64) std::atomic<unsigned> phase{0};
+  std::chrono::steady_clock::time_point last_poll = std::chrono::steady_clock::now();
+  std::mutex error_mutex;
+  std::exception_ptr error;
+};
+
+namespace {
+
+constexpr int kSpins = 4000;
+constexpr auto kPollEvery = std::chrono::milliseconds(30);
+
+void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Flush-to-zero for the duration of a job: subnormals cost tens of times a normal number and mean nothing here.
+class FlushToZero {
+ public:
+#if defined(__x86_64__)
+  FlushToZero() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040u); }  // FTZ and DAZ
+  ~FlushToZero() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned int saved_;
+#elif defined(__aarch64__)
+  FlushToZero() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    asm volatile("msr fpcr, %0" ::"r"(saved_ | (uint64_t{1} << 24)));
+  }
+  ~FlushToZero() { asm volatile("msr fpcr, %0" ::"r"(saved_)); }
+
+ private:
+  uint64_t saved_;
+#endif
+ public:
+  FlushToZero(const FlushToZero&) = delete;
+  FlushToZero& operator=(const FlushToZero&) = delete;
+};
+
+void run_share(JobState& state, int thread, const std::function<void(Team&)>& job) {
+  const FlushToZero flush;
+  Team team(thread, state.threads, state);
+  try {
+    job(team);
+  } catch (...) {
+    const std::lock_guard lock(state.error_mutex);
+    // Whoever was first says why; the others only left because of it.
+    if (!state.stop.exchange(true) || !state.error) state.error = std::current_exception();
+  }
+}
+
+class Pool {
+ public:
+  // False when another call has the pool.
+  bool try_run(int threads, const Poll& poll, const std::function<void(Team&)>& job) {
+    const std::unique_lock<std::mutex> busy(busy_, std::try_to_lock);
+    if (!busy) return false;
+    grow(threads - 1);
+    JobState state(threads, poll);
+    {
+      const std::lock_guard lock(mutex_);
+      job_ = &job;
+      state_ = &state;
+      threads_ = threads;
+      pending_.store(threads - 1);
+      generation_.fetch_add(1);
+    }
+    wake_.notify_all();
+    run_share(state, 0, job);
+    for (int spins = 0; pending_.load(std::memory_order_acquire) != 0; ++spins) {
+      if (spins < kSpins)
+        pause();
+      else
+        std::this_thread::yield();
+    }
+    if (state.error) std::rethrow_exception(state.error);
+    return true;
+  }
+
+ private:
+  void grow(int workers) {
+    while (static_cast<int>(workers_.size()) < workers) {
+      const int thread = static_cast<int>(workers_.size()) + 1;
+      workers_.emplace_back([this, thread, seen = generation_.load()] { work(thread, seen); });
+      workers_.back().detach();
+    }
+  }
+
+  [[noreturn]] void work(int thread, unsigned seen) {
+    for (;;) {
+      for (int spins = 0; spins < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spins) pause();
+      const std::function<void(Team&)>* job;
+      JobState* state;
+      {
+        std::unique_lock lock(mutex_);
+        wake_.wait(lock, [&] { return generation_.load() != seen; });
+        seen = generation_.load();
+        if (thread >= threads_) continue;  // not of this job, whose state may be gone already
+        job = job_;
+        state = state_;
+      }
+      run_share(*state, thread, *job);
+      pending_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  std::mutex busy_;
+  std::mutex mutex_;  // guards the three below
+  std::condition_variable wake_;
+  std::atomic<unsigned> generation_{0};
+  std::atomic<int> pending_{0};
+  const std::function<void(Team&)>* job_ = nullptr;
+  JobState* state_ = nullptr;
+  int threads_ = 0;
+  std::vector<std::thread> workers_;
+};
+
+// Never destroyed: its threads are detached and may sleep on it while the process ends. A forked child has none of the
+// threads and perhaps locked mutexes, so it leaves the old pool alone and makes a new one.
+std::atomic<Pool*> the_pool{nullptr};
+std::mutex pool_mutex;
+
+Pool& pool() {
+  Pool* p = the_pool.load();
+  if (p) return *p;
+  const std::lock_guard lock(pool_mutex);
+  if (!the_pool.load()) {
+    static const int registered = pthread_atfork([] { pool_mutex.lock(); }, [] { pool_mutex.unlock(); },
+                                                 [] {
+                                                   the_pool.store(nullptr);
+                                                   pool_mutex.unlock();
+                                                 });
+    static_cast<void>(registered);
+    the_pool.store(new Pool);
+  }
+  return *the_pool.load();
+}
+
+int usable_cpus() {
+  int cpus = static_cast<int>(std::thread::hardware_concurrency());
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) cpus = CPU_COUNT(&set);
+  std::ifstream limit("/sys/fs/cgroup/cpu.max");  // "<quota or max> <period>"
+  std::string quota;
+  double period = 0;
+  if (limit >> quota >> period && quota != "max" && period > 0)
+    cpus = std::min(cpus, static_cast<int>(std::ceil(std::stod(quota) / period)));
+#endif
+  return cpus > 0 ? cpus : 1;
+}
+
+constexpr int kMaxThreads = 1024;
+
+int positive(const std::string& text, const char* who) {
+  size_t end = 0;
+  int value = 0;
+  try {
+    value = std::stoi(text, &end);
+  } catch (const std::exception&) {
+    end = std::string::npos;
+  }
+  if (end != text.size() || value < 1 || value > kMaxThreads)
+    throw std::invalid_argument(std::string(who) + ": wanted a number of threads from 1 to " +
+                                std::to_string(kMaxThreads) + ", got '" + text + "'");
+  return value;
+}
+
+std::atomic<int> chosen_threads{0};
+
+}  // namespace
+
+int num_threads() {
+  int threads = chosen_threads.load();
+  if (threads > 0) return threads;
+  const char* text;
+  if ((text = std::getenv("FUSEDLSTM_NUM_THREADS")) && *text) {
+    threads = positive(text, "FUSEDLSTM_NUM_THREADS");
+  } else if ((text = std::getenv("OMP_NUM_THREADS")) && *text) {
+    const std::string list(text);  // a list gives the number for each nesting level: the first counts
+    threads = positive(list.substr(0, list.find(',')), "OMP_NUM_THREADS");
+  } else {
+    threads = std::min(usable_cpus(), kMaxThreads);
+  }
+  chosen_threads.store(threads);
+  return threads;
+}
+
+void set_num_threads(int threads) { chosen_threads.store(positive(std::to_string(threads), "set_num_threads")); }
+
+void Team::barrier() {
+  if (threads_ == 1) return poll();
+  const unsigned phase = state_.phase.load(std::memory_order_acquire);
+  if (state_.arrived.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
+    state_.arrived.store(0, std::memory_order_relaxed);
+    state_.phase.fetch_add(1, std::memory_order_acq_rel);
+  } else {
+    for (int spins = 0; state_.phase.load(std::memory_order_acquire) == phase; ++spins) {
+      if (state_.stop.load(std::memory_order_relaxed)) throw Interrupted();
+      if (spins < kSpins)
+        pause();
+      else
+        std::this_thread::yield();
+    }
+  }
+  poll();
+}
+
+void Team::poll() {
+  if (state_.stop.load(std::memory_order_relaxed)) throw Interrupted();
+  if (thread_ != 0 || !state_.poll) return;
+  const auto now = std::chrono::steady_clock::now();
+  if (now - state_.last_poll < kPollEvery) return;
+  state_.last_poll = now;
+  if (state_.poll()) throw Interrupted();
+}
+
+void run_job(int threads, const Poll& poll, const std::function<void(Team&)>& job) {
+  if (threads <= 0) threads = num_threads();
+  if (threads > 1 && pool().try_run(threads, poll, job)) return;
+  JobState state(1, poll);
+  run_share(state, 0, job);
+  if (state.error) std::rethrow_exception(state.error);
+}
+
+}  // namespace fusedlstm
