@@ -60,7 +60,8 @@ View<T> view(const py::handle& object, const char* function, const char* argumen
   if (!same) throw py::value_error(wanted() + std::string(py::str(a.dtype())) + " " + shape_text(a));
   const int flags = a.flags();
   if (!(flags & py::array::c_style))
-    throw py::value_error(wanted() + "a strided array " + shape_text(a) + "; pass numpy.ascontiguousarray(...)");
+    throw py::value_error(wanted() + "a strided array " + shape_text(a) +
+                          "; pass numpy.ascontiguousarray(...)");
   if (!(flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_))
     throw py::value_error(wanted() + "an array that is not aligned to its elements; pass a copy");
   if (written && !a.writeable()) throw py::value_error(wanted() + "a read-only array, and it is written to");
@@ -80,9 +81,9 @@ inline void check_range(const View<const int32_t>& ids, int64_t low, int64_t hig
                         const char* argument) {
   for (ptrdiff_t j = 0; j < ids.size(); ++j)
     if (ids.data[j] < low || ids.data[j] >= high)
-      throw py::value_error(std::string(function) + ": " + argument + " must lie in " + std::to_string(low) + " .. " +
-                            std::to_string(high - 1) + ", got " + std::to_string(ids.data[j]) + " at position " +
-                            std::to_string(j));
+      throw py::value_error(std::string(function) + ": " + argument + " must lie in " + std::to_string(low) +
+                            " .. " + std::to_string(high - 1) + ", got " + std::to_string(ids.data[j]) +
+                            " at position " + std::to_string(j));
 }
 
 inline void require(bool condition, const char* function, const std::string& wanted_and_got) {

@@ -8,7 +8,8 @@ struct PyDecoder {
   EitherType<LanguageModelDecoder> decoder;
 };
 
-PyDecoder make_decoder(const PyPackedLSTM& lstm, const py::object& embedding_arg, const PyPackedLinear& output) {
+PyDecoder make_decoder(const PyPackedLSTM& lstm, const py::object& embedding_arg,
+                       const PyPackedLinear& output) {
   constexpr const char* function = "LanguageModelDecoder";
   require(!lstm.lstm.shape.bidirectional, function, "lstm must have one direction, got a bidirectional one");
   require(lstm.lstm.type == variant_type(output.weights), function,
@@ -23,17 +24,16 @@ PyDecoder make_decoder(const PyPackedLSTM& lstm, const py::object& embedding_arg
     const auto embedding = view<const T>(embedding_arg, function, "embedding",
                                          {{"V", linear->outputs}, {"I", lstm.lstm.shape.input_size}});
     std::shared_ptr<const LanguageModelDecoder<T>> decoder;
-    without_gil([&] {
-      decoder = std::make_shared<LanguageModelDecoder<T>>(lstm.get<T>(), embedding.data, linear);
-    });
+    without_gil(
+        [&] { decoder = std::make_shared<LanguageModelDecoder<T>>(lstm.get<T>(), embedding.data, linear); });
     return PyDecoder{decoder};
   });
 }
 
 py::tuple generate(const PyDecoder& self, const py::object& prompts_arg, const py::object& lengths_arg,
                    ptrdiff_t max_new_tokens, const py::object& seeds_arg, bool greedy, double temperature,
-                   int64_t top_k, double top_p, int32_t stop_token, const py::object& h0_arg, const py::object& c0_arg,
-                   const py::object& on_tokens) {
+                   int64_t top_k, double top_p, int32_t stop_token, const py::object& h0_arg,
+                   const py::object& c0_arg, const py::object& on_tokens) {
   constexpr const char* function = "generate";
   return std::visit(
       [&](const auto& decoder) -> py::tuple {
@@ -45,11 +45,12 @@ py::tuple generate(const PyDecoder& self, const py::object& prompts_arg, const p
         ptrdiff_t total = 0;
         for (ptrdiff_t b = 0; b < N; ++b) {
           require(lengths.data[b] >= 1, function,
-                  "prompt_lengths must be at least 1, got " + std::to_string(lengths.data[b]) + " at position " +
-                      std::to_string(b));
+                  "prompt_lengths must be at least 1, got " + std::to_string(lengths.data[b]) +
+                      " at position " + std::to_string(b));
           total += lengths.data[b];
         }
-        const auto prompts = view<const int32_t>(prompts_arg, function, "prompts", {{"sum(prompt_lengths)", total}});
+        const auto prompts =
+            view<const int32_t>(prompts_arg, function, "prompts", {{"sum(prompt_lengths)", total}});
         check_range(prompts, 0, decoder->vocabulary(), function, "prompts");
         const auto seeds = view<const uint64_t>(seeds_arg, function, "seeds", {{"N", N}});
         require(max_new_tokens >= 0 && max_new_tokens <= (1 << 30), function,
@@ -70,6 +71,7 @@ py::tuple generate(const PyDecoder& self, const py::object& prompts_arg, const p
             throw py::type_error("generate: on_tokens must be callable, got " +
                                  std::string(py::str(py::type::handle_of(on_tokens).attr("__name__"))));
           callback = [&on_tokens, N](const int32_t* ids) {
+            wait_if_finalizing();
             const py::gil_scoped_acquire gil;
             on_tokens(py::array_t<int32_t>(N, ids));
           };
@@ -79,16 +81,12 @@ py::tuple generate(const PyDecoder& self, const py::object& prompts_arg, const p
         auto log_probabilities = new_array<T>({N, max_new_tokens});
         const std::vector<ptrdiff_t> state_shape{shape.num_layers, N, shape.hidden_size};
         auto h = new_array<T>(state_shape), c = new_array<T>(state_shape);
-        const typename Decoder::Request request{N,       prompts.data,
-                                                lengths.data,
-                                                h0.data, c0.data,
-                                                {greedy, temperature, top_k, top_p},
-                                                seeds.data,
-                                                stop_token,
-                                                max_new_tokens,
-                                                callback};
+        const typename Decoder::Request request{
+            N,          prompts.data, lengths.data,   h0.data, c0.data, {greedy, temperature, top_k, top_p},
+            seeds.data, stop_token,   max_new_tokens, callback};
         const typename Decoder::Result result{tokens.mutable_data(), counts.mutable_data(),
-                                              log_probabilities.mutable_data(), h.mutable_data(), c.mutable_data()};
+                                              log_probabilities.mutable_data(), h.mutable_data(),
+                                              c.mutable_data()};
         without_gil([&] { decoder->generate(request, result, python_poll()); });
         return py::make_tuple(tokens, counts, log_probabilities, h, c);
       },
@@ -107,9 +105,10 @@ void bind_decode(py::module_& m) {
     return std::visit([](const auto& held) { return held->bytes(); }, d.decoder);
   });
   decoder.def("generate", &generate, py::arg("prompts"), py::arg("prompt_lengths"), py::kw_only(),
-              py::arg("max_new_tokens"), py::arg("seeds"), py::arg("greedy") = false, py::arg("temperature") = 1.0,
-              py::arg("top_k") = 0, py::arg("top_p") = 1.0, py::arg("stop_token") = -1, py::arg("h0") = py::none(),
-              py::arg("c0") = py::none(), py::arg("on_tokens") = py::none());
+              py::arg("max_new_tokens"), py::arg("seeds"), py::arg("greedy") = false,
+              py::arg("temperature") = 1.0, py::arg("top_k") = 0, py::arg("top_p") = 1.0,
+              py::arg("stop_token") = -1, py::arg("h0") = py::none(), py::arg("c0") = py::none(),
+              py::arg("on_tokens") = py::none());
 }
 
 }  // namespace fusedlstm

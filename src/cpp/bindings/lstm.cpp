@@ -5,13 +5,15 @@
 namespace fusedlstm {
 namespace {
 
-constexpr ptrdiff_t kMaxSize = ptrdiff_t{1} << 30;  // of one dimension: products of two stay far from overflow
+constexpr ptrdiff_t kMaxSize = ptrdiff_t{1}
+                               << 30;  // of one dimension: products of two stay far from overflow
 
-PyLSTM make_lstm(ptrdiff_t input_size, ptrdiff_t hidden_size, ptrdiff_t num_layers, bool bidirectional, bool bias,
-                 const std::string& dtype) {
+PyLSTM make_lstm(ptrdiff_t input_size, ptrdiff_t hidden_size, ptrdiff_t num_layers, bool bidirectional,
+                 bool bias, const std::string& dtype) {
   const auto check = [](const char* name, ptrdiff_t value, ptrdiff_t most) {
-    require(value >= 1 && value <= most, "LSTM",
-            std::string(name) + " must lie in 1 .. " + std::to_string(most) + ", got " + std::to_string(value));
+    require(
+        value >= 1 && value <= most, "LSTM",
+        std::string(name) + " must lie in 1 .. " + std::to_string(most) + ", got " + std::to_string(value));
   };
   check("input_size", input_size, 1 << 24);
   check("hidden_size", hidden_size, 1 << 16);
@@ -21,8 +23,9 @@ PyLSTM make_lstm(ptrdiff_t input_size, ptrdiff_t hidden_size, ptrdiff_t num_laye
 
 std::string describe(const PyLSTM& l) {
   return "LSTM(" + std::to_string(l.shape.input_size) + ", " + std::to_string(l.shape.hidden_size) +
-         ", num_layers=" + std::to_string(l.shape.num_layers) + (l.shape.bidirectional ? ", bidirectional=True" : "") +
-         (l.shape.bias ? "" : ", bias=False") + ", dtype='" + type_name(l.type) + "')";
+         ", num_layers=" + std::to_string(l.shape.num_layers) +
+         (l.shape.bidirectional ? ", bidirectional=True" : "") + (l.shape.bias ? "" : ", bias=False") +
+         ", dtype='" + type_name(l.type) + "')";
 }
 
 // The arguments that forward has with and without a tape.
@@ -44,7 +47,6 @@ struct ForwardArguments {
     } else {
       embedding = view<const T>(embedding_arg, function, "embedding", {{"V"}, {"I", shape.input_size}});
       tokens = view<const int32_t>(x_arg, function, "x", {{"N"}, {"T"}});
-      check_range(tokens, 0, embedding.dim(0), function, "x");
       N = tokens.dim(0), time = tokens.dim(1);
     }
     require(N <= kMaxSize && time <= kMaxSize, function, "x is too long");
@@ -53,9 +55,26 @@ struct ForwardArguments {
     c0 = optional_view<const T>(c0_arg, function, "c0", state);
     lengths = optional_view<const int32_t>(lengths_arg, function, "lengths", {{"N", N}});
     check_range(lengths, 0, time + 1, function, "lengths");
-    require(N * time < (ptrdiff_t{1} << 31), function, "N * T must be below 2^31, got " + std::to_string(N * time));
+    if (tokens.data) check_tokens();
+    require(N * time < (ptrdiff_t{1} << 31), function,
+            "N * T must be below 2^31, got " + std::to_string(N * time));
   }
-  LstmInput<T> input() const { return {x.data, tokens.data, embedding.data}; }
+  LstmInput<T> input() const {
+    return {x.data, tokens.data, embedding.data, embedding.data ? embedding.dim(0) : 0};
+  }
+
+ private:
+  // Ids past a sequence's length are never read.
+  void check_tokens() const {
+    for (ptrdiff_t n = 0; n < N; ++n) {
+      for (ptrdiff_t t = 0; t < (lengths.data ? lengths.data[n] : time); ++t) {
+        const int32_t id = tokens.data[n * time + t];
+        require(id >= 0 && id < embedding.dim(0), function,
+                "x must lie in 0 .. " + std::to_string(embedding.dim(0) - 1) + ", got " + std::to_string(id) +
+                    " at position (" + std::to_string(n) + ", " + std::to_string(t) + ")");
+      }
+    }
+  }
 };
 
 template <class T>
@@ -83,26 +102,27 @@ py::tuple forward(const PyPackedLSTM& packed, const py::object& x, const py::obj
   });
 }
 
-py::tuple forward_tape(const PyPackedLSTM& packed, const py::object& x, const py::object& h0, const py::object& c0,
-                       const py::object& lengths, const py::object& embedding, double dropout, uint64_t seed) {
+py::tuple forward_tape(const PyPackedLSTM& packed, const py::object& x, const py::object& h0,
+                       const py::object& c0, const py::object& lengths, const py::object& embedding,
+                       double dropout, uint64_t seed) {
   return with_type(packed.lstm.type, [&](auto zero) -> py::tuple {
     using T = decltype(zero);
     const ForwardArguments<T> a("lstm_forward_tape", packed.lstm.shape, x, h0, c0, lengths, embedding);
-    require(dropout >= 0 && dropout < 1, a.function, "dropout must lie in [0, 1), got " + std::to_string(dropout));
+    const T rate = check_rate<T>(dropout, a.function, "dropout");
     ForwardResult<T> result(a);
     const LstmOutputs<T> out = result.pointers();
     auto tape = std::make_unique<PyTape>();
     without_gil([&] {
       tape->tape = lstm_forward_tape<T>(*packed.get<T>(), a.N, a.time, a.lengths.data, a.input(),
-                                        {a.h0.data, a.c0.data}, static_cast<T>(dropout), seed, out, python_poll());
+                                        {a.h0.data, a.c0.data}, rate, seed, out, python_poll());
     });
     return py::make_tuple(result.y, result.h_n, result.c_n, std::move(tape));
   });
 }
 
-py::tuple backward(const PyPackedLSTM& packed, PyTape& py_tape, const py::object& dy_arg, const py::object& dh_n_arg,
-                   const py::object& dc_n_arg, const py::object& gradients_arg, const py::object& d_embedding_arg,
-                   bool need_dx) {
+py::tuple backward(const PyPackedLSTM& packed, PyTape& py_tape, const py::object& dy_arg,
+                   const py::object& dh_n_arg, const py::object& dc_n_arg, const py::object& gradients_arg,
+                   const py::object& d_embedding_arg, bool need_dx) {
   constexpr const char* function = "lstm_backward";
   return with_type(packed.lstm.type, [&](auto zero) -> py::tuple {
     using T = decltype(zero);
@@ -111,21 +131,22 @@ py::tuple backward(const PyPackedLSTM& packed, PyTape& py_tape, const py::object
             "tape must come from " + describe(packed.lstm) + ", got one of other sizes or type");
     require(packed.get<T>()->backward, function, "packed must be packed with backward=True");
     Tape<T>& tape = **held;
-    if (tape.consumed) throw std::runtime_error("lstm_backward: tape has been used: a tape serves one backward");
+    if (tape.consumed)
+      throw std::runtime_error("lstm_backward: tape has been used: a tape serves one backward");
     const LstmShape& shape = tape.shape;
-    const ptrdiff_t N = tape.rows.batch(), time = tape.rows.time(), states = shape.num_layers * shape.directions();
+    const ptrdiff_t N = tape.rows.batch(), time = tape.rows.time(),
+                    states = shape.num_layers * shape.directions();
     const auto dy =
         optional_view<const T>(dy_arg, function, "dy", {{"N", N}, {"T", time}, {"D*H", shape.outputs()}});
     const Dims state{{"L*D", states}, {"N", N}, {"H", shape.hidden_size}};
     const auto dh_n = optional_view<const T>(dh_n_arg, function, "dh_n", state);
     const auto dc_n = optional_view<const T>(dc_n_arg, function, "dc_n", state);
-    const auto gradients = view<T>(gradients_arg, function, "gradients", {{"parameters", parameter_count(shape)}}, true);
+    const auto gradients =
+        view<T>(gradients_arg, function, "gradients", {{"parameters", parameter_count(shape)}}, true);
     require(d_embedding_arg.is_none() || tape.token_input, function,
             "d_embedding must be None for dense input, got an array");
-    const auto d_embedding =
-        optional_view<T>(d_embedding_arg, function, "d_embedding", {{"V"}, {"I", shape.input_size}}, true);
-    require(!d_embedding.data || tape.tokens.distinct.empty() || tape.tokens.distinct.back() < d_embedding.dim(0),
-            function, "d_embedding must have a row for every token, got " + shape_text(d_embedding.array));
+    const auto d_embedding = optional_view<T>(d_embedding_arg, function, "d_embedding",
+                                              {{"V", tape.tokens.vocabulary}, {"I", shape.input_size}}, true);
     py::object dx = py::none();
     T* dx_data = nullptr;
     if (need_dx && !tape.token_input) {
@@ -133,12 +154,13 @@ py::tuple backward(const PyPackedLSTM& packed, PyTape& py_tape, const py::object
       dx_data = array.mutable_data();
       dx = array;
     }
-    auto dh0 = new_array<T>({states, N, shape.hidden_size}), dc0 = new_array<T>({states, N, shape.hidden_size});
-    const LstmGradients<T> out{gradients.data, d_embedding.data, dx_data, dh0.mutable_data(), dc0.mutable_data()};
+    auto dh0 = new_array<T>({states, N, shape.hidden_size}),
+         dc0 = new_array<T>({states, N, shape.hidden_size});
+    const LstmGradients<T> out{gradients.data, d_embedding.data, dx_data, dh0.mutable_data(),
+                               dc0.mutable_data()};
     tape.consumed = true;  // before the interpreter may run another thread that holds the same tape
-    without_gil([&] {
-      lstm_backward<T>(*packed.get<T>(), tape, dy.data, dh_n.data, dc_n.data, out, python_poll());
-    });
+    without_gil(
+        [&] { lstm_backward<T>(*packed.get<T>(), tape, dy.data, dh_n.data, dc_n.data, out, python_poll()); });
     return py::make_tuple(dx, dh0, dc0);
   });
 }
@@ -161,8 +183,10 @@ py::tuple cell_forward(const PyPackedLSTM& packed, const py::object& x_arg, cons
     const auto h = view<const T>(h_arg, function, "h", {{"N", N}, {"H", H}});
     const auto c = view<const T>(c_arg, function, "c", {{"N", N}, {"H", H}});
     auto h_next = new_array<T>({N, H}), c_next = new_array<T>({N, H}), gates = new_array<T>({N, 4, H});
-    T *const h_out = h_next.mutable_data(), *const c_out = c_next.mutable_data(), *const gates_out = gates.mutable_data();
-    without_gil([&] { lstm_cell_forward<T>(*packed.get<T>(), N, x.data, h.data, c.data, h_out, c_out, gates_out); });
+    T *const h_out = h_next.mutable_data(), *const c_out = c_next.mutable_data(),
+             *const gates_out = gates.mutable_data();
+    without_gil(
+        [&] { lstm_cell_forward<T>(*packed.get<T>(), N, x.data, h.data, c.data, h_out, c_out, gates_out); });
     return py::make_tuple(h_next, c_next, gates);
   });
 }
@@ -186,12 +210,15 @@ py::tuple cell_backward(const PyPackedLSTM& packed, const py::object& x_arg, con
     const auto gates = view<const T>(gates_arg, function, "gates", {{"N", N}, {"4", 4}, {"H", H}});
     const auto dh = view<const T>(dh_arg, function, "dh", state);
     const auto dc = optional_view<const T>(dc_arg, function, "dc", state);
-    const auto gradients =
-        optional_view<T>(gradients_arg, function, "gradients", {{"parameters", parameter_count(shape)}}, true);
-    auto dx = new_array<T>({N, shape.input_size}), dh_prev = new_array<T>({N, H}), dc_prev = new_array<T>({N, H});
-    const CellGradients<T> out{dx.mutable_data(), dh_prev.mutable_data(), dc_prev.mutable_data(), gradients.data};
+    const auto gradients = optional_view<T>(gradients_arg, function, "gradients",
+                                            {{"parameters", parameter_count(shape)}}, true);
+    auto dx = new_array<T>({N, shape.input_size}), dh_prev = new_array<T>({N, H}),
+         dc_prev = new_array<T>({N, H});
+    const CellGradients<T> out{dx.mutable_data(), dh_prev.mutable_data(), dc_prev.mutable_data(),
+                               gradients.data};
     without_gil([&] {
-      lstm_cell_backward<T>(*packed.get<T>(), N, x.data, h.data, c.data, c_next.data, gates.data, dh.data, dc.data, out);
+      lstm_cell_backward<T>(*packed.get<T>(), N, x.data, h.data, c.data, c_next.data, gates.data, dh.data,
+                            dc.data, out);
     });
     return py::make_tuple(dx, dh_prev, dc_prev);
   });
@@ -199,8 +226,8 @@ py::tuple cell_backward(const PyPackedLSTM& packed, const py::object& x_arg, con
 
 // A read-only view into the tape, which it keeps alive.
 template <class T>
-py::array tape_view(const py::object& self, const std::vector<ptrdiff_t>& shape, std::vector<ptrdiff_t> strides,
-                    const T* data) {
+py::array tape_view(const py::object& self, const std::vector<ptrdiff_t>& shape,
+                    std::vector<ptrdiff_t> strides, const T* data) {
   for (ptrdiff_t& stride : strides) stride *= static_cast<ptrdiff_t>(sizeof(T));
   py::array_t<T> array(shape, strides, data, self);
   array.attr("setflags")(py::arg("write") = false);
@@ -215,8 +242,9 @@ py::array tape_part(const py::object& self, ptrdiff_t layer, ptrdiff_t direction
   return std::visit(
       [&](const auto& tape) -> py::array {
         const LstmShape& s = tape->shape;
-        require(layer >= 0 && layer < s.num_layers, "LSTMTape",
-                "layer must lie in 0 .. " + std::to_string(s.num_layers - 1) + ", got " + std::to_string(layer));
+        require(
+            layer >= 0 && layer < s.num_layers, "LSTMTape",
+            "layer must lie in 0 .. " + std::to_string(s.num_layers - 1) + ", got " + std::to_string(layer));
         require(direction >= 0 && direction < s.directions(), "LSTMTape",
                 "direction must lie in 0 .. " + std::to_string(s.directions() - 1) + ", got " +
                     std::to_string(direction));
@@ -265,7 +293,8 @@ void bind_lstm(py::module_& m) {
   lstm.def_property_readonly("num_parameters", [](const PyLSTM& l) { return parameter_count(l.shape); });
   lstm.def("parameter_table", [](const PyLSTM& l) {
     py::list table;
-    for (const NamedWeight& w : weight_table(l.shape)) table.append(py::make_tuple(w.name, py::tuple(py::cast(w.shape)), w.offset));
+    for (const NamedWeight& w : weight_table(l.shape))
+      table.append(py::make_tuple(w.name, py::tuple(py::cast(w.shape)), w.offset));
     return table;
   });
   lstm.def(
@@ -277,7 +306,8 @@ void bind_lstm(py::module_& m) {
                                                 {{"parameters", parameter_count(l.shape)}});
           std::shared_ptr<const PackedWeights<T>> weights;
           without_gil([&] {
-            weights = std::make_shared<PackedWeights<T>>(pack_weights<T>(l.shape, parameters.data, backward_too));
+            weights =
+                std::make_shared<PackedWeights<T>>(pack_weights<T>(l.shape, parameters.data, backward_too));
           });
           return PyPackedLSTM{l, weights};
         });
@@ -305,13 +335,14 @@ void bind_lstm(py::module_& m) {
   tape.def("h", &tape_part<TapePart::kH>, py::arg("layer"), py::arg("direction") = 0);
 
   m.def("lstm_forward", &forward, py::arg("packed"), py::arg("x"), py::arg("h0") = py::none(),
-        py::arg("c0") = py::none(), py::arg("lengths") = py::none(), py::kw_only(), py::arg("embedding") = py::none());
+        py::arg("c0") = py::none(), py::arg("lengths") = py::none(), py::kw_only(),
+        py::arg("embedding") = py::none());
   m.def("lstm_forward_tape", &forward_tape, py::arg("packed"), py::arg("x"), py::arg("h0") = py::none(),
-        py::arg("c0") = py::none(), py::arg("lengths") = py::none(), py::kw_only(), py::arg("embedding") = py::none(),
-        py::arg("dropout") = 0.0, py::arg("seed") = 0);
-  m.def("lstm_backward", &backward, py::arg("packed"), py::arg("tape"), py::arg("dy"), py::arg("dh_n") = py::none(),
-        py::arg("dc_n") = py::none(), py::kw_only(), py::arg("gradients"), py::arg("d_embedding") = py::none(),
-        py::arg("need_dx") = true);
+        py::arg("c0") = py::none(), py::arg("lengths") = py::none(), py::kw_only(),
+        py::arg("embedding") = py::none(), py::arg("dropout") = 0.0, py::arg("seed") = 0);
+  m.def("lstm_backward", &backward, py::arg("packed"), py::arg("tape"), py::arg("dy"),
+        py::arg("dh_n") = py::none(), py::arg("dc_n") = py::none(), py::kw_only(), py::arg("gradients"),
+        py::arg("d_embedding") = py::none(), py::arg("need_dx") = true);
   m.def("lstm_cell_forward", &cell_forward, py::arg("packed"), py::arg("x"), py::arg("h"), py::arg("c"));
   m.def("lstm_cell_backward", &cell_backward, py::arg("packed"), py::arg("x"), py::arg("h"), py::arg("c"),
         py::arg("c_next"), py::arg("gates"), py::arg("dh"), py::arg("dc") = py::none(), py::kw_only(),

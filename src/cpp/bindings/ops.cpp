@@ -45,8 +45,9 @@ struct WantedGradient {
   }
 };
 
-py::object bind_linear_backward(const PyPackedLinear& packed, const py::object& x_arg, const py::object& dy_arg,
-                                const py::object& d_weight_arg, const py::object& d_bias_arg, bool need_dx) {
+py::object bind_linear_backward(const PyPackedLinear& packed, const py::object& x_arg,
+                                const py::object& dy_arg, const py::object& d_weight_arg,
+                                const py::object& d_bias_arg, bool need_dx) {
   constexpr const char* function = "linear_backward";
   return with_type(variant_type(packed.weights), [&](auto zero) -> py::object {
     using T = decltype(zero);
@@ -78,7 +79,8 @@ py::object bind_embedding_forward(const py::object& weight_arg, const py::object
   });
 }
 
-void bind_embedding_backward(const py::object& ids_arg, const py::object& dy_arg, const py::object& d_weight_arg) {
+void bind_embedding_backward(const py::object& ids_arg, const py::object& dy_arg,
+                             const py::object& d_weight_arg) {
   constexpr const char* function = "embedding_backward";
   with_type(type_of(d_weight_arg, function, "d_weight"), [&](auto zero) {
     using T = decltype(zero);
@@ -86,24 +88,26 @@ void bind_embedding_backward(const py::object& ids_arg, const py::object& dy_arg
     const auto ids = view<const int32_t>(ids_arg, function, "ids", {{"R"}});
     check_range(ids, 0, d_weight.dim(0), function, "ids");
     const auto dy = view<const T>(dy_arg, function, "dy", {{"R", ids.dim(0)}, {"E", d_weight.dim(1)}});
-    without_gil([&] { embedding_backward<T>(ids.dim(0), d_weight.dim(1), ids.data, dy.data, d_weight.data); });
+    without_gil(
+        [&] { embedding_backward<T>(ids.dim(0), d_weight.dim(1), ids.data, dy.data, d_weight.data); });
   });
 }
 
 py::object bind_dropout(const py::object& x_arg, double rate, uint64_t seed, uint32_t stream) {
   constexpr const char* function = "dropout";
-  require(rate >= 0 && rate < 1, function, "rate must lie in [0, 1), got " + std::to_string(rate));
   return with_type(type_of(x_arg, function, "x"), [&](auto zero) -> py::object {
     using T = decltype(zero);
+    const T dropped = check_rate<T>(rate, function, "rate");
     const auto x = view<const T>(x_arg, function, "x", {{"R"}, {"C"}});
     auto y = new_array<T>({x.dim(0), x.dim(1)});
     T* const out = y.mutable_data();
-    without_gil([&] { dropout<T>(x.dim(0), x.dim(1), static_cast<T>(rate), seed, stream, x.data, out); });
+    without_gil([&] { dropout<T>(x.dim(0), x.dim(1), dropped, seed, stream, x.data, out); });
     return y;
   });
 }
 
-void check_targets(const View<const int32_t>& targets, ptrdiff_t V, int32_t ignore_index, const char* function) {
+void check_targets(const View<const int32_t>& targets, ptrdiff_t V, int32_t ignore_index,
+                   const char* function) {
   for (ptrdiff_t r = 0; r < targets.size(); ++r)
     require((targets.data[r] >= 0 && targets.data[r] < V) || targets.data[r] == ignore_index, function,
             "targets must lie in 0 .. " + std::to_string(V - 1) + " or be ignore_index " +
@@ -113,7 +117,8 @@ void check_targets(const View<const int32_t>& targets, ptrdiff_t V, int32_t igno
 
 py::tuple bind_linear_cross_entropy(const PyPackedLinear& packed, const py::object& x_arg,
                                     const py::object& targets_arg, double scale, int32_t ignore_index,
-                                    const py::object& d_weight_arg, const py::object& d_bias_arg, bool need_dx) {
+                                    const py::object& d_weight_arg, const py::object& d_bias_arg,
+                                    bool need_dx) {
   constexpr const char* function = "linear_cross_entropy";
   return with_type(variant_type(packed.weights), [&](auto zero) -> py::tuple {
     using T = decltype(zero);
@@ -127,8 +132,8 @@ py::tuple bind_linear_cross_entropy(const PyPackedLinear& packed, const py::obje
     const WantedGradient<T> dx(need_dx, {x.dim(0), w.inputs});
     LossSum loss{};
     without_gil([&] {
-      loss = linear_cross_entropy<T>(w, x.dim(0), x.data, targets.data, ignore_index, static_cast<T>(scale), dx.data,
-                                     d_weight.data, d_bias.data, python_poll());
+      loss = linear_cross_entropy<T>(w, x.dim(0), x.data, targets.data, ignore_index, static_cast<T>(scale),
+                                     dx.data, d_weight.data, d_bias.data, python_poll());
     });
     return py::make_tuple(loss.nll, loss.counted, dx.array);
   });
@@ -170,7 +175,8 @@ py::tuple bind_mean_squared_error(const py::object& y_arg, const py::object& tar
     const WantedGradient<T> dy(need_gradient, shape);
     double loss = 0;
     without_gil([&] {
-      run_job(1, nullptr, [&](Team&) { loss = mean_squared_error<T>(y.size(), y.data, target.data, dy.data); });
+      run_job(1, nullptr,
+              [&](Team&) { loss = mean_squared_error<T>(y.size(), y.data, target.data, dy.data); });
     });
     return py::make_tuple(loss, dy.array);
   });
@@ -196,8 +202,9 @@ void bind_scale_gradients(const py::object& gradients_arg, double factor) {
   });
 }
 
-void bind_sgd_step(const py::object& parameters_arg, const py::object& gradients_arg, const py::object& velocity_arg,
-                   double lr, double momentum, double weight_decay, bool nesterov, double gradient_scale) {
+void bind_sgd_step(const py::object& parameters_arg, const py::object& gradients_arg,
+                   const py::object& velocity_arg, double lr, double momentum, double weight_decay,
+                   bool nesterov, double gradient_scale) {
   constexpr const char* function = "sgd_step";
   with_type(type_of(parameters_arg, function, "parameters"), [&](auto zero) {
     using T = decltype(zero);
@@ -205,19 +212,22 @@ void bind_sgd_step(const py::object& parameters_arg, const py::object& gradients
     const Dims same{{"n", parameters.size()}};
     const auto gradients = view<const T>(gradients_arg, function, "gradients", same);
     const auto velocity = optional_view<T>(velocity_arg, function, "velocity", same, true);
-    require(momentum == 0 || velocity.data, function, "velocity must be given when momentum is not 0, got None");
-    require(!nesterov || momentum > 0, function, "momentum must be positive with nesterov, got " + std::to_string(momentum));
+    require(momentum == 0 || velocity.data, function,
+            "velocity must be given when momentum is not 0, got None");
+    require(!nesterov || momentum > 0, function,
+            "momentum must be positive with nesterov, got " + std::to_string(momentum));
     const SgdStep<T> step{static_cast<T>(lr), static_cast<T>(momentum), static_cast<T>(weight_decay),
                           static_cast<T>(gradient_scale), nesterov};
     without_gil([&] {
-      sgd_step<T>(parameters.size(), step, gradients.data, momentum == 0 ? nullptr : velocity.data, parameters.data);
+      sgd_step<T>(parameters.size(), step, gradients.data, momentum == 0 ? nullptr : velocity.data,
+                  parameters.data);
     });
   });
 }
 
-void bind_adam_step(const py::object& parameters_arg, const py::object& gradients_arg, const py::object& m_arg,
-                    const py::object& v_arg, int64_t step, double lr, double beta1, double beta2, double eps,
-                    double weight_decay, bool decoupled, double gradient_scale) {
+void bind_adam_step(const py::object& parameters_arg, const py::object& gradients_arg,
+                    const py::object& m_arg, const py::object& v_arg, int64_t step, double lr, double beta1,
+                    double beta2, double eps, double weight_decay, bool decoupled, double gradient_scale) {
   constexpr const char* function = "adam_step";
   with_type(type_of(parameters_arg, function, "parameters"), [&](auto zero) {
     using T = decltype(zero);
@@ -240,7 +250,9 @@ void bind_adam_step(const py::object& parameters_arg, const py::object& gradient
                         .weight_decay = static_cast<T>(decoupled ? 0 : weight_decay),
                         .shrink = static_cast<T>(decoupled ? 1 - lr * weight_decay : 1),
                         .gradient_scale = static_cast<T>(gradient_scale)};
-    without_gil([&] { adam_step<T>(parameters.size(), s, gradients.data, moment1.data, moment2.data, parameters.data); });
+    without_gil([&] {
+      adam_step<T>(parameters.size(), s, gradients.data, moment1.data, moment2.data, parameters.data);
+    });
   });
 }
 
@@ -254,30 +266,32 @@ void bind_ops(py::module_& m) {
   packed.def_property_readonly("out_features", [](const PyPackedLinear& p) {
     return std::visit([](const auto& w) { return w->outputs; }, p.weights);
   });
-  packed.def_property_readonly("dtype", [](const PyPackedLinear& p) { return type_name(variant_type(p.weights)); });
+  packed.def_property_readonly("dtype",
+                               [](const PyPackedLinear& p) { return type_name(variant_type(p.weights)); });
   packed.def_property_readonly("nbytes", [](const PyPackedLinear& p) {
     return std::visit([](const auto& w) { return w->bytes(); }, p.weights);
   });
 
   m.def("linear_pack", &bind_pack, py::arg("weight"), py::arg("bias") = py::none());
   m.def("linear_forward", &bind_linear_forward, py::arg("packed"), py::arg("x"));
-  m.def("linear_backward", &bind_linear_backward, py::arg("packed"), py::arg("x"), py::arg("dy"), py::kw_only(),
-        py::arg("d_weight") = py::none(), py::arg("d_bias") = py::none(), py::arg("need_dx") = true);
+  m.def("linear_backward", &bind_linear_backward, py::arg("packed"), py::arg("x"), py::arg("dy"),
+        py::kw_only(), py::arg("d_weight") = py::none(), py::arg("d_bias") = py::none(),
+        py::arg("need_dx") = true);
   m.def("embedding_forward", &bind_embedding_forward, py::arg("weight"), py::arg("ids"));
   m.def("embedding_backward", &bind_embedding_backward, py::arg("ids"), py::arg("dy"), py::arg("d_weight"));
   m.def("dropout", &bind_dropout, py::arg("x"), py::arg("rate"), py::arg("seed"), py::arg("stream") = 0);
-  m.def("linear_cross_entropy", &bind_linear_cross_entropy, py::arg("packed"), py::arg("x"), py::arg("targets"),
-        py::kw_only(), py::arg("scale") = 1.0, py::arg("ignore_index") = -1, py::arg("d_weight") = py::none(),
-        py::arg("d_bias") = py::none(), py::arg("need_dx") = false);
+  m.def("linear_cross_entropy", &bind_linear_cross_entropy, py::arg("packed"), py::arg("x"),
+        py::arg("targets"), py::kw_only(), py::arg("scale") = 1.0, py::arg("ignore_index") = -1,
+        py::arg("d_weight") = py::none(), py::arg("d_bias") = py::none(), py::arg("need_dx") = false);
   m.def("cross_entropy", &bind_cross_entropy, py::arg("logits"), py::arg("targets"), py::kw_only(),
         py::arg("scale") = 1.0, py::arg("ignore_index") = -1, py::arg("need_gradient") = true);
   m.def("mean_squared_error", &bind_mean_squared_error, py::arg("y"), py::arg("target"), py::kw_only(),
         py::arg("need_gradient") = true);
   m.def("gradient_norm", &bind_gradient_norm, py::arg("gradients"));
   m.def("scale_gradients", &bind_scale_gradients, py::arg("gradients"), py::arg("factor"));
-  m.def("sgd_step", &bind_sgd_step, py::arg("parameters"), py::arg("gradients"), py::arg("velocity") = py::none(),
-        py::kw_only(), py::arg("lr"), py::arg("momentum") = 0.0, py::arg("weight_decay") = 0.0,
-        py::arg("nesterov") = false, py::arg("gradient_scale") = 1.0);
+  m.def("sgd_step", &bind_sgd_step, py::arg("parameters"), py::arg("gradients"),
+        py::arg("velocity") = py::none(), py::kw_only(), py::arg("lr"), py::arg("momentum") = 0.0,
+        py::arg("weight_decay") = 0.0, py::arg("nesterov") = false, py::arg("gradient_scale") = 1.0);
   m.def("adam_step", &bind_adam_step, py::arg("parameters"), py::arg("gradients"), py::arg("m"), py::arg("v"),
         py::kw_only(), py::arg("step"), py::arg("lr"), py::arg("beta1") = 0.9, py::arg("beta2") = 0.999,
         py::arg("eps") = 1e-8, py::arg("weight_decay") = 0.0, py::arg("decoupled") = false,

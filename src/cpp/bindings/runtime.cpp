@@ -1,8 +1,7 @@
-#include "kernels/philox.h"
-
 #include <pybind11/stl.h>
 
 #include "bindings/support.h"
+#include "kernels/philox.h"
 #include "runtime/cpu.h"
 
 namespace fusedlstm {
@@ -56,7 +55,8 @@ void bind_runtime(py::module_& m) {
     info["compiler"] = FUSEDLSTM_COMPILER;
     info["build_type"] = FUSEDLSTM_BUILD_TYPE;
     info["isa_compiled"] = names(compiled_levels());
-    info["pybind11"] = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MINOR);
+    info["pybind11"] =
+        PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MINOR);
     return info;
   });
   m.def(
@@ -70,9 +70,12 @@ void bind_runtime(py::module_& m) {
         });
       },
       py::arg("size"), py::arg("dtype") = "float32");
-#define FUSEDLSTM_BIND_MAP(name)                                                                          \
-  m.def(                                                                                                  \
-      #name, [](const py::object& x) { return map_array<&Kernels<float>::name, &Kernels<double>::name>(x, #name); }, \
+#define FUSEDLSTM_BIND_MAP(name)                                                   \
+  m.def(                                                                           \
+      #name,                                                                       \
+      [](const py::object& x) {                                                    \
+        return map_array<&Kernels<float>::name, &Kernels<double>::name>(x, #name); \
+      },                                                                           \
       py::arg("x"))
   FUSEDLSTM_BIND_MAP(exp);
   FUSEDLSTM_BIND_MAP(log);

@@ -28,28 +28,65 @@ auto with_type(Type type, const Body& body) {
 inline Type type_of(const py::handle& object, const char* function, const char* argument) {
   if (py::isinstance<py::array_t<float>>(object)) return Type::kFloat32;
   if (py::isinstance<py::array_t<double>>(object)) return Type::kFloat64;
-  const std::string wanted = std::string(function) + ": " + argument + " must be a float32 or float64 array, got ";
+  const std::string wanted =
+      std::string(function) + ": " + argument + " must be a float32 or float64 array, got ";
   if (!py::isinstance<py::array>(object))
     throw py::type_error(wanted + std::string(py::str(py::type::handle_of(object).attr("__name__"))));
   throw py::value_error(wanted + std::string(py::str(py::reinterpret_borrow<py::array>(object).dtype())));
 }
 
-// For long calls: lets Python see a pending Ctrl-C. The exception it raises stays set for `without_gil`.
+// A thread that asks for the interpreter while it ends is stopped in the middle of native code, which C++
+// cannot survive: such a (daemon) thread waits for the end of the process instead, as Python 3.14 does by
+// itself.
+inline void wait_if_finalizing() {
+#if PY_VERSION_HEX >= 0x030D0000
+  while (Py_IsFinalizing()) pause_forever();
+#else
+  while (_Py_IsFinalizing()) pause_forever();
+#endif
+}
+
+// For long calls: lets Python see a pending Ctrl-C, which only the main thread can. The exception stays set
+// for `without_gil`.
 inline Poll python_poll() {
+  if (!is_main_thread()) return nullptr;
   return [] {
     const py::gil_scoped_acquire gil;
     return PyErr_CheckSignals() != 0;
   };
 }
 
+class ReleasedInterpreter {
+ public:
+  ReleasedInterpreter() : state_(PyEval_SaveThread()) {}
+  ~ReleasedInterpreter() {
+    wait_if_finalizing();
+    PyEval_RestoreThread(state_);
+  }
+  ReleasedInterpreter(const ReleasedInterpreter&) = delete;
+  ReleasedInterpreter& operator=(const ReleasedInterpreter&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
 template <class Work>
 void without_gil(const Work& work) {
   try {
-    const py::gil_scoped_release release;
+    const ReleasedInterpreter released;
     work();
   } catch (const Interrupted&) {
     throw py::error_already_set();
   }
+}
+
+// A rate in [0, 1), also after rounding to T.
+template <class T>
+T check_rate(double rate, const char* function, const char* argument) {
+  if (!(rate >= 0 && static_cast<T>(rate) < T(1)))
+    throw py::value_error(std::string(function) + ": " + argument + " must lie in [0, 1), got " +
+                          std::string(py::repr(py::float_(rate))));
+  return static_cast<T>(rate);
 }
 
 // A new array whose memory comes from the pool of kept blocks.

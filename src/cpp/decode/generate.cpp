@@ -8,7 +8,8 @@
 namespace fusedlstm {
 
 template <class T>
-LanguageModelDecoder<T>::LanguageModelDecoder(std::shared_ptr<const PackedWeights<T>> lstm, const T* embedding,
+LanguageModelDecoder<T>::LanguageModelDecoder(std::shared_ptr<const PackedWeights<T>> lstm,
+                                              const T* embedding,
                                               std::shared_ptr<const PackedLinear<T>> output)
     : lstm_(std::move(lstm)),
       output_(std::move(output)),
@@ -18,20 +19,27 @@ LanguageModelDecoder<T>::LanguageModelDecoder(std::shared_ptr<const PackedWeight
   const PackedLayer<T>& first = lstm_->layers[0];
   run_job(0, nullptr, [&](Team& team) {
     gemm_share<T>(lstm_->kernels(),
-                  {.M = vocabulary(), .N = first.bias.size(), .K = first.inputs, .a = embedding_.data(),
-                   .a_row = first.inputs, .b = first.input.data(), .init = first.bias.data(), .init_row = 0,
-                   .c = table_.data(), .c_row = first.bias.size()},
+                  {.M = vocabulary(),
+                   .N = first.bias.size(),
+                   .K = first.inputs,
+                   .a = embedding_.data(),
+                   .a_row = first.inputs,
+                   .b = first.input.data(),
+                   .init = first.bias.data(),
+                   .init_row = 0,
+                   .c = table_.data(),
+                   .c_row = first.bias.size()},
                   team);
   });
 }
 
-// Row j of every matrix belongs to sequence id[j]. A sequence that ends gives its row to the last one, so that ended
-// sequences cost nothing; a row's result does not depend on where it lies.
+// Row j of every matrix belongs to sequence id[j]. A sequence that ends gives its row to the last one, so
+// that ended sequences cost nothing; a row's result does not depend on where it lies.
 template <class T>
 struct LanguageModelDecoder<T>::Live {
   ptrdiff_t L, H, pitch, gates_pitch;
   std::vector<ptrdiff_t> id;
-  std::vector<int32_t> token;         // fed next
+  std::vector<int32_t> token;           // fed next
   std::vector<Buffer<T>> h, h_next, c;  // by layer: (N, H_pad)
   Buffer<T> gates;                      // (N, 4 H_pad): W x + b of the layer at hand
   Buffer<T> logits;                     // (N, V)
@@ -54,7 +62,8 @@ struct LanguageModelDecoder<T>::Live {
   void save_states(ptrdiff_t j, ptrdiff_t N, T* h_out, T* c_out) const {
     for (ptrdiff_t layer = 0; layer < L; ++layer) {
       const ptrdiff_t to = (layer * N + id[static_cast<size_t>(j)]) * H;
-      const T *h_row = h[static_cast<size_t>(layer)].data() + j * pitch, *c_row = c[static_cast<size_t>(layer)].data() + j * pitch;
+      const T *h_row = h[static_cast<size_t>(layer)].data() + j * pitch,
+              *c_row = c[static_cast<size_t>(layer)].data() + j * pitch;
       std::copy(h_row, h_row + H, h_out + to);
       std::copy(c_row, c_row + H, c_out + to);
     }
@@ -73,27 +82,30 @@ struct LanguageModelDecoder<T>::Live {
 // The prompts as one ragged batch, no tape; leaves the states and the logits of the first new token.
 template <class T>
 void LanguageModelDecoder<T>::prefill(const Request& request, Live& live, const Poll& poll) const {
-  const ptrdiff_t N = request.N, longest = *std::max_element(request.prompt_lengths, request.prompt_lengths + N);
+  const ptrdiff_t N = request.N,
+                  longest = *std::max_element(request.prompt_lengths, request.prompt_lengths + N);
   std::vector<int32_t> tokens(static_cast<size_t>(N * longest));
   const int32_t* prompt = request.prompts;
   for (ptrdiff_t b = 0; b < N; prompt += request.prompt_lengths[b++])
     std::copy(prompt, prompt + request.prompt_lengths[b], tokens.begin() + b * longest);
   Buffer<T> h_n(live.L * N * live.H), c_n(live.L * N * live.H);
   lstm_forward<T>(*lstm_, N, longest, request.prompt_lengths,
-                  {.tokens = tokens.data(), .embedding = embedding_.data()}, {request.h0, request.c0},
-                  {nullptr, h_n.data(), c_n.data()}, poll);
+                  {.tokens = tokens.data(), .embedding = embedding_.data(), .vocabulary = vocabulary()},
+                  {request.h0, request.c0}, {nullptr, h_n.data(), c_n.data()}, poll);
   for (ptrdiff_t layer = 0; layer < live.L; ++layer) {
     for (ptrdiff_t b = 0; b < N; ++b) {
       const ptrdiff_t from = (layer * N + b) * live.H;
-      std::copy(h_n.data() + from, h_n.data() + from + live.H, live.h[static_cast<size_t>(layer)].data() + b * live.pitch);
-      std::copy(c_n.data() + from, c_n.data() + from + live.H, live.c[static_cast<size_t>(layer)].data() + b * live.pitch);
+      std::copy(h_n.data() + from, h_n.data() + from + live.H,
+                live.h[static_cast<size_t>(layer)].data() + b * live.pitch);
+      std::copy(c_n.data() + from, c_n.data() + from + live.H,
+                live.c[static_cast<size_t>(layer)].data() + b * live.pitch);
     }
   }
   linear_forward<T>(*output_, N, h_n.data() + (live.L - 1) * N * live.H, live.logits.data(), poll);
 }
 
-// One step of all live rows: a thread's share of every layer, then of the logits. One barrier after each product that
-// the next one reads across threads.
+// One step of all live rows: a thread's share of every layer, then of the logits. One barrier after each
+// product that the next one reads across threads.
 template <class T>
 void LanguageModelDecoder<T>::layers_share(Team& team, Live& live) const {
   const Kernels<T>& k = lstm_->kernels();
@@ -114,24 +126,49 @@ void LanguageModelDecoder<T>::layers_share(Team& team, Live& live) const {
       team.barrier();
     } else {
       gemm_share<T>(k,
-                    {.M = M, .N = live.gates_pitch, .K = packed.inputs, .a = live.h[l - 1].data(), .a_row = live.pitch,
-                     .b = packed.input.data(), .init = packed.bias.data(), .init_row = 0, .c = live.gates.data(),
+                    {.M = M,
+                     .N = live.gates_pitch,
+                     .K = packed.inputs,
+                     .a = live.h[l - 1].data(),
+                     .a_row = live.pitch,
+                     .b = packed.input.data(),
+                     .init = packed.bias.data(),
+                     .init_row = 0,
+                     .c = live.gates.data(),
                      .c_row = live.gates_pitch},
                     team);
       team.barrier();
     }
-    k.cell_forward({.M = M, .H = live.H, .H_pad = H_pad, .unit_begin = units.begin, .unit_end = units.end,
-                    .h_prev = live.h[l].data(), .h_row = live.pitch, .recurrent = packed.recurrent.data(),
-                    .input = input, .input_row = live.gates_pitch, .gates = nullptr, .gates_row = 0,
-                    .c_prev = live.c[l].data(), .c = live.c[l].data(), .c_row = live.pitch,
+    k.cell_forward({.M = M,
+                    .H = live.H,
+                    .H_pad = H_pad,
+                    .unit_begin = units.begin,
+                    .unit_end = units.end,
+                    .h_prev = live.h[l].data(),
+                    .h_row = live.pitch,
+                    .recurrent = packed.recurrent.data(),
+                    .input = input,
+                    .input_row = live.gates_pitch,
+                    .gates = nullptr,
+                    .gates_row = 0,
+                    .c_prev = live.c[l].data(),
+                    .c = live.c[l].data(),
+                    .c_row = live.pitch,
                     .h = live.h_next[l].data()});
     team.barrier();
     if (team.thread() == 0) std::swap(live.h[l], live.h_next[l]);
     team.barrier();
   }
   gemm_share<T>(k,
-                {.M = M, .N = output_->outputs, .K = live.H, .a = live.h.back().data(), .a_row = live.pitch,
-                 .b = output_->forward.data(), .init = output_->bias.data(), .init_row = 0, .c = live.logits.data(),
+                {.M = M,
+                 .N = output_->outputs,
+                 .K = live.H,
+                 .a = live.h.back().data(),
+                 .a_row = live.pitch,
+                 .b = output_->forward.data(),
+                 .init = output_->bias.data(),
+                 .init_row = 0,
+                 .c = live.logits.data(),
                  .c_row = output_->outputs},
                 team);
   team.barrier();

@@ -32,7 +32,8 @@ class LanguageModelDecoder {
     const uint64_t* seeds;  // (N)
     int32_t stop_token;     // emitted, then its sequence ends; -1: none
     ptrdiff_t max_new_tokens;
-    std::function<void(const int32_t*)> on_tokens;  // (N) ids of one step, -1 for finished sequences; may be empty
+    std::function<void(const int32_t*)>
+        on_tokens;  // (N) ids of one step, -1 for finished sequences; may be empty
   };
   struct Result {
     int32_t* tokens;     // (N, max_new_tokens), -1 past the end

@@ -35,19 +35,22 @@ Choice<T> Sampler<T>::choose(const T* logits, uint64_t seed, uint32_t index) {
     size_t count = order_.size();
     if (by_k) {
       count = static_cast<size_t>(sampling_.top_k);
-      std::nth_element(order_.begin(), order_.begin() + static_cast<ptrdiff_t>(count) - 1, order_.end(), likelier);
+      std::nth_element(order_.begin(), order_.begin() + static_cast<ptrdiff_t>(count) - 1, order_.end(),
+                       likelier);
     }
     if (by_p) {
       double total = 0;
       std::sort(order_.begin(), order_.begin() + static_cast<ptrdiff_t>(by_k ? count : 0));
-      for (size_t j = 0; j < count; ++j) total += static_cast<double>(weight_[static_cast<size_t>(order_[j])]);
+      for (size_t j = 0; j < count; ++j)
+        total += static_cast<double>(weight_[static_cast<size_t>(order_[j])]);
       // The most probable come off a heap one by one: few are needed.
       const auto less_likely = [&](int32_t a, int32_t b) { return likelier(b, a); };
       const auto end = order_.begin() + static_cast<ptrdiff_t>(count);
       std::make_heap(order_.begin(), end, less_likely);
       std::vector<int32_t> likeliest;
       double share = 0;
-      for (auto heap = end; heap != order_.begin() && (likeliest.empty() || share < sampling_.top_p * total); --heap) {
+      for (auto heap = end; heap != order_.begin() && (likeliest.empty() || share < sampling_.top_p * total);
+           --heap) {
         std::pop_heap(order_.begin(), heap, less_likely);
         likeliest.push_back(*(heap - 1));
         share += static_cast<double>(weight_[static_cast<size_t>(likeliest.back())]);
@@ -64,8 +67,9 @@ Choice<T> Sampler<T>::choose(const T* logits, uint64_t seed, uint32_t index) {
   double total = 0;
   for (const T weight : weight_) total += static_cast<double>(weight);
   const Philox4 random = philox(seed, kSampleStream, 0, index, 0);
-  const double u = (static_cast<double>(random.word[0] >> 5) * 67108864.0 + static_cast<double>(random.word[1] >> 6)) *
-                   0x1p-53;
+  const double u =
+      (static_cast<double>(random.word[0] >> 5) * 67108864.0 + static_cast<double>(random.word[1] >> 6)) *
+      0x1p-53;
   double sum = 0;
   for (int64_t j = 0; j < V_; ++j) {
     sum += static_cast<double>(weight_[static_cast<size_t>(j)]);

@@ -9,10 +9,10 @@
 namespace fusedlstm {
 
 struct Sampling {
-  bool greedy = false;      // the largest logit, the lowest id among equals
-  double temperature = 1;   // > 0
-  int64_t top_k = 0;        // 0: all
-  double top_p = 1;         // 0 < top_p <= 1
+  bool greedy = false;     // the largest logit, the lowest id among equals
+  double temperature = 1;  // > 0
+  int64_t top_k = 0;       // 0: all
+  double top_p = 1;        // 0 < top_p <= 1
 };
 
 template <class T>
@@ -21,9 +21,10 @@ struct Choice {
   T log_probability;  // under softmax(logits): no temperature, no filter
 };
 
-// Temperature, then the top_k largest (lower ids win ties), then the smallest set of the most probable whose share
-// reaches top_p, then one draw u in [0, 1) from Philox (seed; stream kSampleStream, row 0, step `index`, block 0): the
-// first kept token, in the order of ids, at which the running sum of e^(logit / temperature) exceeds u times the total.
+// Temperature, then the top_k largest (lower ids win ties), then the smallest set of the most probable whose
+// share reaches top_p, then one draw u in [0, 1) from Philox (seed; stream kSampleStream, row 0, step
+// `index`, block 0): the first kept token, in the order of ids, at which the running sum of e^(logit /
+// temperature) exceeds u times the total.
 constexpr uint32_t kSampleStream = 0x73616d70;
 
 template <class T>

@@ -4,8 +4,8 @@
 //   i, f, o = sigmoid(a_i, a_f, a_o)          g = tanh(a_g)
 //   c_t = f * c_{t-1} + i * g                 h_t = o * tanh(c_t)          Gers, Schmidhuber, Cummins 2000
 //
-// The sum of a gate is input, then h by k. R is packed in blocks of kLanes units x 4 gates, so that one register tile
-// holds all gates of its units; they go through an L1 scratch tile to the gate formulas.
+// The sum of a gate is input, then h by k. R is packed in blocks of kLanes units x 4 gates, so that one
+// register tile holds all gates of its units; they go through an L1 scratch tile to the gate formulas.
 #pragma once
 
 #include "kernels/gemm.h"
@@ -20,7 +20,7 @@ void pack_recurrent(ptrdiff_t H, ptrdiff_t H_pad, const T* weight_hh, T* packed)
   constexpr int W = kLanes<T>;
   for (ptrdiff_t u = 0; u < H_pad; u += W) {
     for (int gate = 0; gate < 4; ++gate) {
-      T* column = packed + u * 4 * H + (gate / 2) * (H * kPanel<T>) + (gate % 2) * W;
+      T* column = packed + u * 4 * H + (gate / 2) * (H * kPanel<T>)+(gate % 2) * W;
       for (int lane = 0; lane < W; ++lane) {
         const T* row = weight_hh + (gate * H + u + lane) * H;
         if (u + lane < H)
@@ -83,11 +83,21 @@ void cell_forward(const CellForward<T>& s) {
     ptrdiff_t m = 0;
     for (; m + kTileRows <= s.M; m += kTileRows) cell_tile<T, kTileRows, 1>(s, m, u);
     switch (s.M - m) {
-      case 1: cell_tile<T, 1, 1>(s, m, u); break;
-      case 2: cell_tile<T, 2, 1>(s, m, u); break;
-      case 3: cell_tile<T, 3, 1>(s, m, u); break;
-      case 4: cell_tile<T, 4, 1>(s, m, u); break;
-      case 5: cell_tile<T, 5, 1>(s, m, u); break;
+      case 1:
+        cell_tile<T, 1, 1>(s, m, u);
+        break;
+      case 2:
+        cell_tile<T, 2, 1>(s, m, u);
+        break;
+      case 3:
+        cell_tile<T, 3, 1>(s, m, u);
+        break;
+      case 4:
+        cell_tile<T, 4, 1>(s, m, u);
+        break;
+      case 5:
+        cell_tile<T, 5, 1>(s, m, u);
+        break;
     }
   }
 }

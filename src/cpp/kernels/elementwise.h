@@ -28,7 +28,8 @@ FUSEDLSTM_INLINE void store_part(T* p, Vec<T> a, int lanes) {
     store_first<T>(p, a, lanes);
 }
 
-// A sum over 16 virtual lanes on every level: element j goes to lane j mod 16; in the end the lanes are added in halves.
+// A sum over 16 virtual lanes on every level: element j goes to lane j mod 16; in the end the lanes are added
+// in halves.
 template <class T>
 struct LaneSum {
   static constexpr int W = kLanes<T>;
@@ -65,7 +66,8 @@ void add_rows(ptrdiff_t rows, ptrdiff_t n, const T* x, ptrdiff_t x_row, const in
   constexpr int W = kLanes<T>;
   ptrdiff_t j = 0;
   for (; j + 4 * W <= n; j += 4 * W) {  // four vectors at a time: whole cache lines of a row
-    Vec<T> s0 = load(sums + j), s1 = load(sums + j + W), s2 = load(sums + j + 2 * W), s3 = load(sums + j + 3 * W);
+    Vec<T> s0 = load(sums + j), s1 = load(sums + j + W), s2 = load(sums + j + 2 * W),
+           s3 = load(sums + j + 3 * W);
     for (ptrdiff_t r = 0; r < rows; ++r) {
       const T* row = x + (order ? order[r] : r) * x_row + j;
       s0 = s0 + load(row);
@@ -91,7 +93,8 @@ void dropout_row(ptrdiff_t n, DropoutKey key, uint32_t row, uint32_t step, T rat
   const T scale = T(1) / (T(1) - rate);
   for (ptrdiff_t j = 0; j < n; j += 4) {
     const Philox4 random = philox(key.seed, key.stream, row, step, static_cast<uint32_t>(j / 4));
-    for (ptrdiff_t i = 0; i < 4 && j + i < n; ++i) y[j + i] = random.word[i] < dropped_below ? T(0) : x[j + i] * scale;
+    for (ptrdiff_t i = 0; i < 4 && j + i < n; ++i)
+      y[j + i] = random.word[i] < dropped_below ? T(0) : x[j + i] * scale;
   }
 }
 
@@ -119,7 +122,8 @@ T softmax_row(ptrdiff_t V, const T* logits, T scale, T* d, T* largest) {
   const T total = sum.total();
   if (d) {
     const T factor = scale / total;
-    for_vectors<T>(V, [&](ptrdiff_t j, int lanes) { store_part<T>(d + j, load_part(d + j, lanes) * factor, lanes); });
+    for_vectors<T>(
+        V, [&](ptrdiff_t j, int lanes) { store_part<T>(d + j, load_part(d + j, lanes) * factor, lanes); });
   }
   *largest = z_max;
   return log<T>(broadcast<T>(total))[0];
@@ -158,10 +162,12 @@ double squared_error(ptrdiff_t n, const T* y, const T* target, T factor, T* dy) 
 
 template <class T>
 void scale(ptrdiff_t n, T factor, T* x) {
-  for_vectors<T>(n, [&](ptrdiff_t j, int lanes) { store_part<T>(x + j, load_part(x + j, lanes) * factor, lanes); });
+  for_vectors<T>(
+      n, [&](ptrdiff_t j, int lanes) { store_part<T>(x + j, load_part(x + j, lanes) * factor, lanes); });
 }
 
-// g = gradient_scale * gradient + weight_decay * p;  v = momentum * v + g;  p -= lr * (v, or g + momentum * v)
+// g = gradient_scale * gradient + weight_decay * p;  v = momentum * v + g;  p -= lr * (v, or g + momentum *
+// v)
 template <class T>
 void sgd(ptrdiff_t n, const SgdStep<T>& s, const T* gradient, T* velocity, T* parameter) {
   for_vectors<T>(n, [&](ptrdiff_t j, int lanes) {
@@ -176,8 +182,10 @@ void sgd(ptrdiff_t n, const SgdStep<T>& s, const T* gradient, T* velocity, T* pa
   });
 }
 
-// Kingma and Ba 2015; with `shrink` below 1, weights decay apart from the gradient: Loshchilov and Hutter 2019.
-//   m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;  p = shrink p - step_size m / (sqrt(v)/bias2_root + eps)
+// Kingma and Ba 2015; with `shrink` below 1, weights decay apart from the gradient: Loshchilov and Hutter
+// 2019.
+//   m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;  p = shrink p - step_size m /
+//   (sqrt(v)/bias2_root + eps)
 template <class T>
 void adam(ptrdiff_t n, const AdamStep<T>& s, const T* gradient, T* m, T* v, T* parameter) {
   for_vectors<T>(n, [&](ptrdiff_t j, int lanes) {
@@ -192,12 +200,11 @@ void adam(ptrdiff_t n, const AdamStep<T>& s, const T* gradient, T* m, T* v, T* p
   });
 }
 
-#define FUSEDLSTM_MAP(name)                                                                             \
-  template <class T>                                                                                    \
-  void name##_array(ptrdiff_t n, const T* x, T* y) {                                                    \
-    for_vectors<T>(n, [&](ptrdiff_t j, int lanes) {                                                     \
-      store_part<T>(y + j, name<T>(load_part(x + j, lanes)), lanes);                                    \
-    });                                                                                                 \
+#define FUSEDLSTM_MAP(name)                                                                                 \
+  template <class T>                                                                                        \
+  void name##_array(ptrdiff_t n, const T* x, T* y) {                                                        \
+    for_vectors<T>(                                                                                         \
+        n, [&](ptrdiff_t j, int lanes) { store_part<T>(y + j, name<T>(load_part(x + j, lanes)), lanes); }); \
   }
 FUSEDLSTM_MAP(exp)
 FUSEDLSTM_MAP(log)

@@ -2,8 +2,9 @@
 //
 //   c = init;  for k = 0 .. K-1:  c = fma(A[m][k], B[k][n], c)
 //
-// A chain is never split into partial sums, so no result depends on how rows, columns or k are cut into tiles, blocks
-// or threads, nor on the width of a vector. (Stopping a chain, storing c and going on later changes nothing.)
+// A chain is never split into partial sums, so no result depends on how rows, columns or k are cut into
+// tiles, blocks or threads, nor on the width of a vector. (Stopping a chain, storing c and going on later
+// changes nothing.)
 //
 // B lies in panels of kPanel columns, panel p as [k][kPanel], zero in the columns past the last.
 #pragma once
@@ -22,8 +23,8 @@ enum class LayoutA { kRows, kInterleaved };
 
 // M rows x P panels of C stay in registers over the whole of k.
 template <class T, int M, int P, LayoutA A>
-FUSEDLSTM_INLINE void tile(ptrdiff_t K, const T* a, ptrdiff_t a_row, const T* b, ptrdiff_t b_panel, const T* init,
-                           ptrdiff_t init_row, T* c, ptrdiff_t c_row) {
+FUSEDLSTM_INLINE void tile(ptrdiff_t K, const T* a, ptrdiff_t a_row, const T* b, ptrdiff_t b_panel,
+                           const T* init, ptrdiff_t init_row, T* c, ptrdiff_t c_row) {
   constexpr int W = kLanes<T>;
   Vec<T> acc[M][2 * P];
 #pragma GCC unroll 16
@@ -54,7 +55,8 @@ FUSEDLSTM_INLINE void tile(ptrdiff_t K, const T* a, ptrdiff_t a_row, const T* b,
   }
 }
 
-// All panels of up to kTileRows rows. Few rows take more panels at a time: enough chains to hide the latency of fma.
+// All panels of up to kTileRows rows. Few rows take more panels at a time: enough chains to hide the latency
+// of fma.
 template <class T, int M, LayoutA A>
 void row_tile(const Gemm<T>& g, ptrdiff_t m0) {
   constexpr int P = M == 1 ? 4 * kTilePanels : M <= 3 ? 2 * kTilePanels : kTilePanels;
@@ -63,14 +65,17 @@ void row_tile(const Gemm<T>& g, ptrdiff_t m0) {
   ptrdiff_t n = 0;
   const auto init_at = [&] { return g.init ? g.init + m0 * g.init_row + n : nullptr; };
   for (; n + P * N <= g.N; n += P * N)
-    tile<T, M, P, A>(g.K, a, g.a_row, g.b + n / N * g.b_panel, g.b_panel, init_at(), g.init_row, g.c + m0 * g.c_row + n, g.c_row);
+    tile<T, M, P, A>(g.K, a, g.a_row, g.b + n / N * g.b_panel, g.b_panel, init_at(), g.init_row,
+                     g.c + m0 * g.c_row + n, g.c_row);
   for (; n + N <= g.N; n += N)
-    tile<T, M, 1, A>(g.K, a, g.a_row, g.b + n / N * g.b_panel, g.b_panel, init_at(), g.init_row, g.c + m0 * g.c_row + n, g.c_row);
+    tile<T, M, 1, A>(g.K, a, g.a_row, g.b + n / N * g.b_panel, g.b_panel, init_at(), g.init_row,
+                     g.c + m0 * g.c_row + n, g.c_row);
   if (n == g.N) return;
   T edge[M * N];  // a last panel that is only partly there
   const ptrdiff_t columns = g.N - n;
   for (int m = 0; m < M; ++m)
-    for (ptrdiff_t j = 0; j < N; ++j) edge[m * N + j] = g.init && j < columns ? init_at()[m * g.init_row + j] : T(0);
+    for (ptrdiff_t j = 0; j < N; ++j)
+      edge[m * N + j] = g.init && j < columns ? init_at()[m * g.init_row + j] : T(0);
   tile<T, M, 1, A>(g.K, a, g.a_row, g.b + n / N * g.b_panel, g.b_panel, edge, N, edge, N);
   for (int m = 0; m < M; ++m)
     for (ptrdiff_t j = 0; j < columns; ++j) g.c[(m0 + m) * g.c_row + n + j] = edge[m * N + j];
@@ -79,12 +84,18 @@ void row_tile(const Gemm<T>& g, ptrdiff_t m0) {
 template <class T, LayoutA A>
 void rows(const Gemm<T>& g, ptrdiff_t m0, ptrdiff_t m) {
   switch (m) {
-    case 1: return row_tile<T, 1, A>(g, m0);
-    case 2: return row_tile<T, 2, A>(g, m0);
-    case 3: return row_tile<T, 3, A>(g, m0);
-    case 4: return row_tile<T, 4, A>(g, m0);
-    case 5: return row_tile<T, 5, A>(g, m0);
-    default: return row_tile<T, kTileRows, A>(g, m0);
+    case 1:
+      return row_tile<T, 1, A>(g, m0);
+    case 2:
+      return row_tile<T, 2, A>(g, m0);
+    case 3:
+      return row_tile<T, 3, A>(g, m0);
+    case 4:
+      return row_tile<T, 4, A>(g, m0);
+    case 5:
+      return row_tile<T, 5, A>(g, m0);
+    default:
+      return row_tile<T, kTileRows, A>(g, m0);
   }
 }
 
@@ -103,7 +114,8 @@ void gemm_panels_outer(const Gemm<T>& g) {
     part.b += n / kPanel<T> * g.b_panel;
     part.c += n;
     if (g.init) part.init += n;
-    for (ptrdiff_t m = 0; m < g.M; m += kTileRows) rows<T, A>(part, m, smaller<ptrdiff_t>(kTileRows, g.M - m));
+    for (ptrdiff_t m = 0; m < g.M; m += kTileRows)
+      rows<T, A>(part, m, smaller<ptrdiff_t>(kTileRows, g.M - m));
   }
 }
 
@@ -155,13 +167,14 @@ void pack(ptrdiff_t K, ptrdiff_t N, const T* source, ptrdiff_t k_stride, ptrdiff
   }
 }
 
-// C[m][n] += sum over rows r, in the order given, of A[r][m] B[r][n]: weight gradients. Rows are gathered into blocks
-// of packed A and B; C is the running sum between blocks.
+// C[m][n] += sum over rows r, in the order given, of A[r][m] B[r][n]: weight gradients. Rows are gathered
+// into blocks of packed A and B; C is the running sum between blocks.
 template <class T>
 void gemm_transposed(const GemmTransposed<T>& g) {
   if (g.R <= 0) return;
   constexpr ptrdiff_t column_block = kReductionColumns;
-  const ptrdiff_t blocks = (g.R + kReductionBlock - 1) / kReductionBlock, row_block = (g.R + blocks - 1) / blocks;
+  const ptrdiff_t blocks = (g.R + kReductionBlock - 1) / kReductionBlock,
+                  row_block = (g.R + blocks - 1) / blocks;
   T* const packed_b = g.scratch;
   T* const packed_a = g.scratch + row_block * ((g.N + kPanel<T> - 1) / kPanel<T> * kPanel<T>);
   for (ptrdiff_t r0 = 0; r0 < g.R; r0 += row_block) {
@@ -186,8 +199,16 @@ void gemm_transposed(const GemmTransposed<T>& g) {
         for (ptrdiff_t i = 0; m + i < M; ++i) tile_k[i] = a[m + i];
       }
       T* c = g.c + m0 * g.c_row;
-      gemm_panels_outer<T, LayoutA::kInterleaved>({.M = M, .N = g.N, .K = K, .a = packed_a, .a_row = 0, .b = packed_b,
-                                                   .init = c, .init_row = g.c_row, .c = c, .c_row = g.c_row,
+      gemm_panels_outer<T, LayoutA::kInterleaved>({.M = M,
+                                                   .N = g.N,
+                                                   .K = K,
+                                                   .a = packed_a,
+                                                   .a_row = 0,
+                                                   .b = packed_b,
+                                                   .init = c,
+                                                   .init_row = g.c_row,
+                                                   .c = c,
+                                                   .c_row = g.c_row,
                                                    .b_panel = K * kPanel<T>});
     }
   }

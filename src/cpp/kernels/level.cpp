@@ -1,5 +1,5 @@
-// The kernel table of one instruction set. Compiled once per level; the build defines FUSEDLSTM_LEVEL (its name) and
-// FUSEDLSTM_LEVEL_<NAME>.
+// The kernel table of one instruction set. Compiled once per level; the build defines FUSEDLSTM_LEVEL (its
+// name) and FUSEDLSTM_LEVEL_<NAME>.
 #include "kernels/cell.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"

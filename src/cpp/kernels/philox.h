@@ -1,5 +1,5 @@
-// Philox4x32-10, a counter-based generator: four random words for every (key, counter), in any order, on any thread.
-// Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+// Philox4x32-10, a counter-based generator: four random words for every (key, counter), in any order, on any
+// thread. Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 #pragma once
 
 #include <cstdint>

@@ -1,11 +1,11 @@
 // One vector register per type, for the instruction set this file is compiled for.
 //
-// Vec<T> has kLanes<T> lanes; + - * / and comparisons are the compiler's own vector operators, everything else is
-// below. The same sequence of these operations gives the same bits on every level: fma rounds once everywhere (by
-// instruction, or exactly emulated), division and square root are the correctly rounded ones.
+// Vec<T> has kLanes<T> lanes; + - * / and comparisons are the compiler's own vector operators, everything
+// else is below. The same sequence of these operations gives the same bits on every level: fma rounds once
+// everywhere (by instruction, or exactly emulated), division and square root are the correctly rounded ones.
 //
-// This header and all that include it are compiled once per level inside an unnamed namespace and use nothing from
-// the standard library: inline code from there, compiled for AVX-512, could be linked into everything.
+// This header and all that include it are compiled once per level inside an unnamed namespace and use nothing
+// from the standard library: inline code from there, compiled for AVX-512, could be linked into everything.
 #pragma once
 
 #include <cstddef>
@@ -107,12 +107,16 @@ FUSEDLSTM_INLINE V at_least(V a, V limit) {
 // fma(a, b, c) = a * b + c with one rounding.
 #if defined(FUSEDLSTM_LEVEL_AVX512)
 FUSEDLSTM_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm512_fmadd_ps(a, b, c); }
-FUSEDLSTM_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return _mm512_fmadd_pd(a, b, c); }
+FUSEDLSTM_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return _mm512_fmadd_pd(a, b, c);
+}
 FUSEDLSTM_INLINE Vec<float> square_root(Vec<float> a) { return _mm512_sqrt_ps(a); }
 FUSEDLSTM_INLINE Vec<double> square_root(Vec<double> a) { return _mm512_sqrt_pd(a); }
 #elif defined(FUSEDLSTM_LEVEL_AVX2)
 FUSEDLSTM_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm256_fmadd_ps(a, b, c); }
-FUSEDLSTM_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return _mm256_fmadd_pd(a, b, c); }
+FUSEDLSTM_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return _mm256_fmadd_pd(a, b, c);
+}
 FUSEDLSTM_INLINE Vec<float> square_root(Vec<float> a) { return _mm256_sqrt_ps(a); }
 FUSEDLSTM_INLINE Vec<double> square_root(Vec<double> a) { return _mm256_sqrt_pd(a); }
 #elif defined(FUSEDLSTM_LEVEL_NEON)
@@ -125,8 +129,8 @@ FUSEDLSTM_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
 FUSEDLSTM_INLINE Vec<float> square_root(Vec<float> a) { return (Vec<float>)vsqrtq_f32((float32x4_t)a); }
 FUSEDLSTM_INLINE Vec<double> square_root(Vec<double> a) { return (Vec<double>)vsqrtq_f64((float64x2_t)a); }
 #else
-// Without an fma instruction: exact emulation. Boldo and Melquiond, "Emulation of FMA and correctly rounded sums:
-// proved algorithms using rounding to odd", IEEE Trans. Computers 57(4), 2008.
+// Without an fma instruction: exact emulation. Boldo and Melquiond, "Emulation of FMA and correctly rounded
+// sums: proved algorithms using rounding to odd", IEEE Trans. Computers 57(4), 2008.
 struct Sum {
   double high, low;  // high + low is the exact sum
 };
@@ -179,7 +183,6 @@ FUSEDLSTM_INLINE Vec<double> square_root(Vec<double> a) {
   return a;
 }
 #endif
-
 
 }  // namespace
 }  // namespace fusedlstm

@@ -7,10 +7,10 @@
 
 namespace fusedlstm {
 
-constexpr int kTileRows = 6;                                // rows of a register tile, on every level
-constexpr ptrdiff_t kReductionBlock = 512;                  // most rows of a weight-gradient product packed at a time
-constexpr ptrdiff_t kReductionColumns = 16 * kTileRows;     // of its A
-constexpr ptrdiff_t kSumBlock = 4096;                       // elements of a sum in T; block sums are added in double
+constexpr int kTileRows = 6;                // rows of a register tile, on every level
+constexpr ptrdiff_t kReductionBlock = 512;  // most rows of a weight-gradient product packed at a time
+constexpr ptrdiff_t kReductionColumns = 16 * kTileRows;  // of its A
+constexpr ptrdiff_t kSumBlock = 4096;  // elements of a sum in T; block sums are added in double
 
 // C (M, N) = init (M, N) + A (M, K) B (K, N); init_row 0 gives every row the same init, init null means 0.
 template <class T>
@@ -62,7 +62,8 @@ struct CellForward {
   T* h;  // (M, H_pad), h_row apart
 };
 
-// Gate derivatives of M rows, written over the gates; dh_total = dh + dy, dc becomes the derivative of c_prev.
+// Gate derivatives of M rows, written over the gates; dh_total = dh + dy, dc becomes the derivative of
+// c_prev.
 template <class T>
 struct CellBackward {
   ptrdiff_t M, H_pad, unit_begin, unit_end;
@@ -90,7 +91,8 @@ struct SgdStep {
 };
 template <class T>
 struct AdamStep {
-  T step_size, beta1, beta2, one_minus_beta1, one_minus_beta2, eps, bias2_root, weight_decay, shrink, gradient_scale;
+  T step_size, beta1, beta2, one_minus_beta1, one_minus_beta2, eps, bias2_root, weight_decay, shrink,
+      gradient_scale;
 };
 
 template <class T>

@@ -1,5 +1,5 @@
-// exp, log, sigmoid and tanh of a vector, from additions, multiplications, fma and division only: the same bits on
-// every instruction set. Subnormal arguments and results are zero (kernels run with flush-to-zero).
+// exp, log, sigmoid and tanh of a vector, from additions, multiplications, fma and division only: the same
+// bits on every instruction set. Subnormal arguments and results are zero (kernels run with flush-to-zero).
 //
 //   exp      max 2 ulp;  > ln(max) -> inf, < ln(min normal) -> 0, NaN -> NaN
 //   log      max 2 ulp for positive finite arguments; 0 -> -inf, < 0 -> NaN, inf -> inf
@@ -20,8 +20,9 @@ struct MathConstants<float> {
   static constexpr int mantissa_bits = 23;
   static constexpr float log2_e = 0x1.715476p0f;
   static constexpr float ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;
-  static constexpr float exp_above = 0x1.62e42ep6f, exp_below = -0x1.5d589ep6f;  // ln of the largest, smallest normal
-  static constexpr float tanh_one = 9.02f;                                       // tanh is 1 from here
+  static constexpr float exp_above = 0x1.62e42ep6f,
+                         exp_below = -0x1.5d589ep6f;  // ln of the largest, smallest normal
+  static constexpr float tanh_one = 9.02f;            // tanh is 1 from here
   static constexpr int32_t sqrt_half = 0x3f3504f3, exponent_one = 0x3f800000;
   // (e^r - 1 - r) / r^2 on |r| <= ln(2)/2, Chebyshev fit, error 6.5e-8
   static constexpr float expm1[] = {0x1p-1f, 0x1.5554dcp-3f, 0x1.55551ap-5f, 0x1.120ba2p-7f, 0x1.6d113cp-10f};
@@ -110,7 +111,8 @@ FUSEDLSTM_INLINE Vec<T> log(Vec<T> x) {
   const VecInt<T> k_bits = (offset >> C::mantissa_bits) << C::mantissa_bits;
   const Vec<T> f = from_bits<T>(bits<T>(x) - k_bits) - T(1);
   Vec<T> k;
-  for (int i = 0; i < kLanes<T>; ++i) k[i] = static_cast<T>(static_cast<int32_t>(k_bits[i] / (I(1) << C::mantissa_bits)));
+  for (int i = 0; i < kLanes<T>; ++i)
+    k[i] = static_cast<T>(static_cast<int32_t>(k_bits[i] / (I(1) << C::mantissa_bits)));
   const Vec<T> s = f / (f + T(2)), z = s * s;
   Vec<T> series = broadcast<T>(T(1) / (2 * C::log_terms + 1));
   for (int i = C::log_terms - 1; i >= 1; --i) series = fma(series, z, broadcast<T>(T(1) / (2 * i + 1)));

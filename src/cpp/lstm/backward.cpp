@@ -1,9 +1,10 @@
-// Backward through all layers and directions: reads the tape that forward wrote, writes gate derivatives over it.
-// Step by step, last to first: gate derivatives dA, then dh_{t-1} = dA R. Then, once over all steps:
+// Backward through all layers and directions: reads the tape that forward wrote, writes gate derivatives over
+// it. Step by step, last to first: gate derivatives dA, then dh_{t-1} = dA R. Then, once over all steps:
 //
 //   dX = dA W        dW += dA^T X        dR += dA^T H_{t-1}        db += sum dA
 //
-// The sums over rows go from the last step to the first, within a step by slot. dx is assigned, weight gradients added to.
+// The sums over rows go from the last step to the first, within a step by slot. dx is assigned, weight
+// gradients added to.
 #include <algorithm>
 
 #include "lstm/lstm.h"
@@ -28,7 +29,8 @@ struct ReductionOrder {
   }
 };
 
-// The weight gradients of one layer and direction from dA (R rows in the order `rows`; gate columns [4][H_pad]).
+// The weight gradients of one layer and direction from dA (R rows in the order `rows`; gate columns
+// [4][H_pad]).
 template <class T>
 struct WeightGradients {
   const Kernels<T>& k;
@@ -37,14 +39,23 @@ struct WeightGradients {
   ptrdiff_t dA_row;
 
   // d_weight (4H, n) += dA^T B
-  void product_share(const Team& team, ptrdiff_t R, const int32_t* dA_order, const T* b, ptrdiff_t b_row,
+  void product_share(Team& team, ptrdiff_t R, const int32_t* dA_order, const T* b, ptrdiff_t b_row,
                      const int32_t* b_order, ptrdiff_t n, T* d_weight, T* scratch) const {
     // Padding between the gates is skipped; without any, the four gates are one product.
     const ptrdiff_t products = H == H_pad ? 1 : 4, M = 4 * H / products;
     for (ptrdiff_t p = 0; p < products; ++p)
       gemm_transposed_share<T>(k,
-                               {.M = M, .N = n, .R = R, .a = dA + p * H_pad, .a_row = dA_row, .a_rows = dA_order,
-                                .b = b, .b_row = b_row, .b_rows = b_order, .c = d_weight + p * M * n, .c_row = n,
+                               {.M = M,
+                                .N = n,
+                                .R = R,
+                                .a = dA + p * H_pad,
+                                .a_row = dA_row,
+                                .a_rows = dA_order,
+                                .b = b,
+                                .b_row = b_row,
+                                .b_rows = b_order,
+                                .c = d_weight + p * M * n,
+                                .c_row = n,
                                 .scratch = scratch},
                                team);
   }
@@ -66,7 +77,8 @@ struct WeightGradients {
 template <class T>
 class Backward {
  public:
-  Backward(const PackedWeights<T>& w, Tape<T>& tape, const T* dh_n, const T* dc_n, const LstmGradients<T>& gradients)
+  Backward(const PackedWeights<T>& w, Tape<T>& tape, const T* dh_n, const T* dc_n,
+           const LstmGradients<T>& gradients)
       : w_(w),
         tape_(tape),
         rows_(tape.rows),
@@ -76,11 +88,13 @@ class Backward {
         dc_n_(dc_n),
         gradients_(gradients) {}
 
-  // dy: per direction (P, H_pad), rows in that direction's order of steps, or null. Returns dX of the same kind.
+  // dy: per direction (P, H_pad), rows in that direction's order of steps, or null. Returns dX of the same
+  // kind.
   void layer(ptrdiff_t layer, ptrdiff_t direction, MatrixRows<T> dy, T* dX, const Poll& poll) {
     const LstmShape& shape = tape_.shape;
     const Kernels<T>& k = w_.kernels();
-    const ptrdiff_t N = rows_.batch(), P = rows_.total(), H = shape.hidden_size, H_pad = shape.hidden_padded();
+    const ptrdiff_t N = rows_.batch(), P = rows_.total(), H = shape.hidden_size,
+                    H_pad = shape.hidden_padded();
     const ptrdiff_t inputs = shape.layer_inputs(layer), gates_pitch = tape_.gates_pitch();
     const ptrdiff_t pitch = tape_.state_pitch();
     const ptrdiff_t index = layer * shape.directions() + direction;
@@ -115,13 +129,21 @@ class Backward {
         team.poll();
         if (dX)
           gemm_share<T>(k,
-                        {.M = P, .N = inputs, .K = 4 * H_pad, .a = dA, .a_row = gates_pitch,
-                         .b = packed.input_backward.data(), .init = nullptr, .init_row = 0, .c = dX,
+                        {.M = P,
+                         .N = inputs,
+                         .K = 4 * H_pad,
+                         .a = dA,
+                         .a_row = gates_pitch,
+                         .b = packed.input_backward.data(),
+                         .init = nullptr,
+                         .init_row = 0,
+                         .c = dX,
                          .c_row = row_pitch<T>(inputs)},
                         team);
         return;
       }
-      // Token input: first the derivative of the table row each token took, then two products over distinct tokens.
+      // Token input: first the derivative of the table row each token took, then two products over distinct
+      // tokens.
       const Share columns = share_of(4 * H_pad, team.thread(), team.threads(), 16);
       const std::vector<int32_t>& slot = tape_.tokens.slot[static_cast<size_t>(direction)];
       for (const int32_t row : order_.row)
@@ -129,13 +151,19 @@ class Backward {
               d_table.data() + slot[static_cast<size_t>(row)] * gates_pitch + columns.begin);
       team.barrier();
       const WeightGradients<T> table_weights{k, H, H_pad, d_table.data(), gates_pitch};
-      table_weights.product_share(
-          team, distinct, nullptr, tape_.tokens.embedded.data(), row_pitch<T>(inputs), nullptr, inputs,
-          gradients_.parameters + offset.weight_ih, mine);
+      table_weights.product_share(team, distinct, nullptr, tape_.tokens.embedded.data(), row_pitch<T>(inputs),
+                                  nullptr, inputs, gradients_.parameters + offset.weight_ih, mine);
       if (d_embedded.size())
         gemm_share<T>(k,
-                      {.M = distinct, .N = inputs, .K = 4 * H_pad, .a = d_table.data(), .a_row = gates_pitch,
-                       .b = packed.input_backward.data(), .init = nullptr, .init_row = 0, .c = d_embedded.data(),
+                      {.M = distinct,
+                       .N = inputs,
+                       .K = 4 * H_pad,
+                       .a = d_table.data(),
+                       .a_row = gates_pitch,
+                       .b = packed.input_backward.data(),
+                       .init = nullptr,
+                       .init_row = 0,
+                       .c = d_embedded.data(),
                        .c_row = inputs},
                       team);
     });
@@ -161,13 +189,15 @@ class Backward {
     return out;
   }
 
-  void steps(Team& team, LayerTape<T>& own, const PackedLayer<T>& packed, MatrixRows<T> dy, T* dh, T* dc) const {
+  void steps(Team& team, LayerTape<T>& own, const PackedLayer<T>& packed, MatrixRows<T> dy, T* dh,
+             T* dc) const {
     const Kernels<T>& k = w_.kernels();
     const ptrdiff_t H = tape_.shape.hidden_size, H_pad = tape_.shape.hidden_padded();
     const ptrdiff_t gates_pitch = tape_.gates_pitch(), pitch = tape_.state_pitch();
     const bool by_sequences = split_by_sequences(rows_.batch(), team.threads());
     const Slots slots = by_sequences ? Slots{team.thread(), team.threads()} : Slots{0, 1};
-    const Share units = by_sequences ? Share{0, H_pad} : share_of(H_pad, team.thread(), team.threads(), k.panel);
+    const Share units =
+        by_sequences ? Share{0, H_pad} : share_of(H_pad, team.thread(), team.threads(), k.panel);
     const ptrdiff_t slot = slots.first * pitch;
     for (ptrdiff_t s = rows_.steps() - 1; s >= 0; --s) {
       const ptrdiff_t M = slots.count(rows_.active(s)), first = rows_.start(s) + slots.first;
@@ -191,9 +221,16 @@ class Backward {
         team.barrier();
       const ptrdiff_t columns = std::min(units.end, H) - units.begin;
       if (M > 0 && columns > 0)
-        k.gemm({.M = M, .N = columns, .K = 4 * H_pad, .a = own.gates.data() + first * gates_pitch,
-                .a_row = slots.stride * gates_pitch, .b = packed.recurrent_backward.data() + units.begin * 4 * H_pad,
-                .init = nullptr, .init_row = 0, .c = dh + slot + units.begin, .c_row = slots.stride * pitch});
+        k.gemm({.M = M,
+                .N = columns,
+                .K = 4 * H_pad,
+                .a = own.gates.data() + first * gates_pitch,
+                .a_row = slots.stride * gates_pitch,
+                .b = packed.recurrent_backward.data() + units.begin * 4 * H_pad,
+                .init = nullptr,
+                .init_row = 0,
+                .c = dh + slot + units.begin,
+                .c_row = slots.stride * pitch});
     }
   }
 
@@ -224,8 +261,8 @@ void gather_dy(const Tape<T>& tape, const T* dy, ptrdiff_t direction, T* out) {
   });
 }
 
-// dX of both directions of a layer (each in its own order of steps) summed, through the dropout mask, into dy of one
-// direction of the layer below.
+// dX of both directions of a layer (each in its own order of steps) summed, through the dropout mask, into dy
+// of one direction of the layer below.
 template <class T>
 void pass_down(const Tape<T>& tape, const Kernels<T>& k, const std::vector<Buffer<T>>& dX, ptrdiff_t below,
                ptrdiff_t direction, T* out) {
@@ -239,15 +276,17 @@ void pass_down(const Tape<T>& tape, const Kernels<T>& k, const std::vector<Buffe
       for (ptrdiff_t slot = 0; slot < rows.active(s); ++slot) {
         const ptrdiff_t t = rows.time_of(s, slot, direction);
         for (ptrdiff_t above = 0; above < D; ++above) {
-          const T* from = dX[static_cast<size_t>(above)].data() + (rows.start(rows.time_of(t, slot, above)) + slot) * pitch;
+          const T* from = dX[static_cast<size_t>(above)].data() +
+                          (rows.start(rows.time_of(t, slot, above)) + slot) * pitch;
           if (above == 0)
             std::copy(from, from + inputs, whole.data());
           else
             k.add(inputs, from, whole.data());
         }
         if (tape.dropout > 0)
-          k.dropout_row(inputs, {tape.seed, static_cast<uint32_t>(below)}, static_cast<uint32_t>(rows.sequence(slot)),
-                        static_cast<uint32_t>(t), tape.dropout, whole.data(), whole.data());
+          k.dropout_row(inputs, {tape.seed, static_cast<uint32_t>(below)},
+                        static_cast<uint32_t>(rows.sequence(slot)), static_cast<uint32_t>(t), tape.dropout,
+                        whole.data(), whole.data());
         T* to = out + (rows.start(s) + slot) * tape.state_pitch();
         std::copy(whole.data() + direction * H, whole.data() + (direction + 1) * H, to);
         std::fill(to + H, to + H_pad, T(0));
@@ -315,9 +354,9 @@ void lstm_backward(const PackedWeights<T>& w, Tape<T>& tape, const T* dy, const 
   if (gradients.dx && !tape.token_input) scatter_dx(tape, k, dX_above, gradients.dx);
 }
 
-template void lstm_backward(const PackedWeights<float>&, Tape<float>&, const float*, const float*, const float*,
-                            const LstmGradients<float>&, const Poll&);
-template void lstm_backward(const PackedWeights<double>&, Tape<double>&, const double*, const double*, const double*,
-                            const LstmGradients<double>&, const Poll&);
+template void lstm_backward(const PackedWeights<float>&, Tape<float>&, const float*, const float*,
+                            const float*, const LstmGradients<float>&, const Poll&);
+template void lstm_backward(const PackedWeights<double>&, Tape<double>&, const double*, const double*,
+                            const double*, const LstmGradients<double>&, const Poll&);
 
 }  // namespace fusedlstm

@@ -10,7 +10,8 @@ namespace {
 template <class T>
 Buffer<T> padded_rows(ptrdiff_t rows, ptrdiff_t n, ptrdiff_t pitch, const T* from) {
   Buffer<T> out = Buffer<T>::zeros(rows * pitch);
-  for (ptrdiff_t r = 0; from && r < rows; ++r) std::copy(from + r * n, from + (r + 1) * n, out.data() + r * pitch);
+  for (ptrdiff_t r = 0; from && r < rows; ++r)
+    std::copy(from + r * n, from + (r + 1) * n, out.data() + r * pitch);
   return out;
 }
 template <class T>
@@ -31,15 +32,34 @@ void lstm_cell_forward(const PackedWeights<T>& w, ptrdiff_t N, const T* x, const
   Buffer<T> c_rows = padded_rows(N, H, pitch, c), h_out(N * pitch), gate_rows(N * gates_pitch);
   run_job(N * H * (I + H) < (1 << 16) ? 1 : 0, nullptr, [&](Team& team) {
     gemm_share<T>(k,
-                  {.M = N, .N = 4 * H_pad, .K = I, .a = x, .a_row = I, .b = layer.input.data(),
-                   .init = layer.bias.data(), .init_row = 0, .c = gate_rows.data(), .c_row = gates_pitch},
+                  {.M = N,
+                   .N = 4 * H_pad,
+                   .K = I,
+                   .a = x,
+                   .a_row = I,
+                   .b = layer.input.data(),
+                   .init = layer.bias.data(),
+                   .init_row = 0,
+                   .c = gate_rows.data(),
+                   .c_row = gates_pitch},
                   team);
     team.barrier();
     const Share units = share_of(H_pad, team.thread(), team.threads(), k.lanes);
-    k.cell_forward({.M = N, .H = H, .H_pad = H_pad, .unit_begin = units.begin, .unit_end = units.end,
-                    .h_prev = h_rows.data(), .h_row = pitch, .recurrent = layer.recurrent.data(),
-                    .input = gate_rows.data(), .input_row = gates_pitch, .gates = gate_rows.data(),
-                    .gates_row = gates_pitch, .c_prev = c_rows.data(), .c = c_rows.data(), .c_row = pitch,
+    k.cell_forward({.M = N,
+                    .H = H,
+                    .H_pad = H_pad,
+                    .unit_begin = units.begin,
+                    .unit_end = units.end,
+                    .h_prev = h_rows.data(),
+                    .h_row = pitch,
+                    .recurrent = layer.recurrent.data(),
+                    .input = gate_rows.data(),
+                    .input_row = gates_pitch,
+                    .gates = gate_rows.data(),
+                    .gates_row = gates_pitch,
+                    .c_prev = c_rows.data(),
+                    .c = c_rows.data(),
+                    .c_row = pitch,
                     .h = h_out.data()});
   });
   unpad_rows(N, H, pitch, h_out.data(), h_next);
@@ -48,8 +68,9 @@ void lstm_cell_forward(const PackedWeights<T>& w, ptrdiff_t N, const T* x, const
 }
 
 template <class T>
-void lstm_cell_backward(const PackedWeights<T>& w, ptrdiff_t N, const T* x, const T* h, const T* c, const T* c_next,
-                        const T* gates, const T* dh, const T* dc, const CellGradients<T>& out) {
+void lstm_cell_backward(const PackedWeights<T>& w, ptrdiff_t N, const T* x, const T* h, const T* c,
+                        const T* c_next, const T* gates, const T* dh, const T* dc,
+                        const CellGradients<T>& out) {
   const ptrdiff_t H = w.shape.hidden_size, H_pad = w.shape.hidden_padded(), I = w.shape.input_size;
   const ptrdiff_t pitch = row_pitch<T>(H), gates_pitch = 4 * H_pad;
   const Kernels<T>& k = w.kernels();
@@ -64,31 +85,76 @@ void lstm_cell_backward(const PackedWeights<T>& w, ptrdiff_t N, const T* x, cons
   for (int t = 0; t < num_threads(); ++t) scratch.emplace_back(scratch_size);
   run_job(static_cast<int>(scratch.size()), nullptr, [&](Team& team) {
     const Share units = share_of(H_pad, team.thread(), team.threads(), k.panel);
-    k.cell_backward({.M = N, .H_pad = H_pad, .unit_begin = units.begin, .unit_end = units.end, .gates = dA.data(),
-                     .gates_row = gates_pitch, .c_prev = c_rows.data(), .c = c_next_rows.data(), .c_row = pitch,
-                     .dh = dh_rows.data(), .dc = dc_rows.data(), .d_row = pitch, .dy = nullptr, .dy_row = 0});
+    k.cell_backward({.M = N,
+                     .H_pad = H_pad,
+                     .unit_begin = units.begin,
+                     .unit_end = units.end,
+                     .gates = dA.data(),
+                     .gates_row = gates_pitch,
+                     .c_prev = c_rows.data(),
+                     .c = c_next_rows.data(),
+                     .c_row = pitch,
+                     .dh = dh_rows.data(),
+                     .dc = dc_rows.data(),
+                     .d_row = pitch,
+                     .dy = nullptr,
+                     .dy_row = 0});
     team.barrier();
     gemm_share<T>(k,
-                  {.M = N, .N = H, .K = 4 * H_pad, .a = dA.data(), .a_row = gates_pitch,
-                   .b = layer.recurrent_backward.data(), .init = nullptr, .init_row = 0, .c = out.dh_prev, .c_row = H},
+                  {.M = N,
+                   .N = H,
+                   .K = 4 * H_pad,
+                   .a = dA.data(),
+                   .a_row = gates_pitch,
+                   .b = layer.recurrent_backward.data(),
+                   .init = nullptr,
+                   .init_row = 0,
+                   .c = out.dh_prev,
+                   .c_row = H},
                   team);
     gemm_share<T>(k,
-                  {.M = N, .N = I, .K = 4 * H_pad, .a = dA.data(), .a_row = gates_pitch,
-                   .b = layer.input_backward.data(), .init = nullptr, .init_row = 0, .c = out.dx, .c_row = I},
+                  {.M = N,
+                   .N = I,
+                   .K = 4 * H_pad,
+                   .a = dA.data(),
+                   .a_row = gates_pitch,
+                   .b = layer.input_backward.data(),
+                   .init = nullptr,
+                   .init_row = 0,
+                   .c = out.dx,
+                   .c_row = I},
                   team);
     if (!out.parameters) return;
     T* const mine = scratch[static_cast<size_t>(team.thread())].data();
     for (ptrdiff_t gate = 0; gate < 4; ++gate) {
       const T* const dA_gate = dA.data() + gate * H_pad;
       gemm_transposed_share<T>(k,
-                               {.M = H, .N = I, .R = N, .a = dA_gate, .a_row = gates_pitch, .a_rows = nullptr, .b = x,
-                                .b_row = I, .b_rows = nullptr, .c = out.parameters + offset.weight_ih + gate * H * I,
-                                .c_row = I, .scratch = mine},
+                               {.M = H,
+                                .N = I,
+                                .R = N,
+                                .a = dA_gate,
+                                .a_row = gates_pitch,
+                                .a_rows = nullptr,
+                                .b = x,
+                                .b_row = I,
+                                .b_rows = nullptr,
+                                .c = out.parameters + offset.weight_ih + gate * H * I,
+                                .c_row = I,
+                                .scratch = mine},
                                team);
       gemm_transposed_share<T>(k,
-                               {.M = H, .N = H, .R = N, .a = dA_gate, .a_row = gates_pitch, .a_rows = nullptr, .b = h,
-                                .b_row = H, .b_rows = nullptr, .c = out.parameters + offset.weight_hh + gate * H * H,
-                                .c_row = H, .scratch = mine},
+                               {.M = H,
+                                .N = H,
+                                .R = N,
+                                .a = dA_gate,
+                                .a_row = gates_pitch,
+                                .a_rows = nullptr,
+                                .b = h,
+                                .b_row = H,
+                                .b_rows = nullptr,
+                                .c = out.parameters + offset.weight_hh + gate * H * H,
+                                .c_row = H,
+                                .scratch = mine},
                                team);
       if (!w.shape.bias || team.thread() != 0) continue;
       Buffer<T> sums = Buffer<T>::zeros(H);
@@ -100,10 +166,11 @@ void lstm_cell_backward(const PackedWeights<T>& w, ptrdiff_t N, const T* x, cons
   unpad_rows(N, H, pitch, dc_rows.data(), out.dc_prev);
 }
 
-#define FUSEDLSTM_INSTANTIATE(T)                                                                                   \
-  template void lstm_cell_forward(const PackedWeights<T>&, ptrdiff_t, const T*, const T*, const T*, T*, T*, T*);   \
-  template void lstm_cell_backward(const PackedWeights<T>&, ptrdiff_t, const T*, const T*, const T*, const T*,     \
-                                   const T*, const T*, const T*, const CellGradients<T>&);
+#define FUSEDLSTM_INSTANTIATE(T)                                                                            \
+  template void lstm_cell_forward(const PackedWeights<T>&, ptrdiff_t, const T*, const T*, const T*, T*, T*, \
+                                  T*);                                                                      \
+  template void lstm_cell_backward(const PackedWeights<T>&, ptrdiff_t, const T*, const T*, const T*,        \
+                                   const T*, const T*, const T*, const T*, const CellGradients<T>&);
 FUSEDLSTM_INSTANTIATE(float)
 FUSEDLSTM_INSTANTIATE(double)
 #undef FUSEDLSTM_INSTANTIATE

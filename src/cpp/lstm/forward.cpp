@@ -1,5 +1,6 @@
 // Forward through all layers and directions. Per layer: a chunk of steps has its input product
-// W_ih x + b made at once (or looked up, for token input); then step by step the recurrent product and the gates.
+// W_ih x + b made at once (or looked up, for token input); then step by step the recurrent product and the
+// gates.
 #include <algorithm>
 #include <numeric>
 
@@ -9,11 +10,13 @@
 namespace fusedlstm {
 namespace {
 
-constexpr ptrdiff_t kChunkRows = 384;  // of input products made at a time: they should stay in the last-level cache
+constexpr ptrdiff_t kChunkRows =
+    384;  // of input products made at a time: they should stay in the last-level cache
 
 // h0 or c0 of one layer and direction into the first N rows of a state matrix, in the order of slots.
 template <class T>
-void initial_states(const Rows& rows, const T* states, ptrdiff_t H, ptrdiff_t H_pad, ptrdiff_t pitch, T* out) {
+void initial_states(const Rows& rows, const T* states, ptrdiff_t H, ptrdiff_t H_pad, ptrdiff_t pitch,
+                    T* out) {
   for (ptrdiff_t slot = 0; slot < rows.batch(); ++slot) {
     T* row = out + slot * pitch;
     const T* state = states ? states + rows.sequence(slot) * H : nullptr;
@@ -27,9 +30,9 @@ struct LayerRun {
   const PackedWeights<T>& w;
   const PackedLayer<T>& layer;
   const Rows& rows;
-  const T* table = nullptr;             // token input: (distinct, 4 H_pad), gates_pitch apart
-  const int32_t* table_row = nullptr;   // by packed row
-  bool keep;                            // gates and c of every step
+  const T* table = nullptr;            // token input: (distinct, 4 H_pad), gates_pitch apart
+  const int32_t* table_row = nullptr;  // by packed row
+  bool keep;                           // gates and c of every step
   LayerTape<T>& tape;
   ptrdiff_t gates_pitch, state_pitch;
 
@@ -49,7 +52,7 @@ struct LayerRun {
     return most;
   }
 
-  void input_products(const Team& team, ptrdiff_t row, ptrdiff_t count, T* gates) const {
+  void input_products(Team& team, ptrdiff_t row, ptrdiff_t count, T* gates) const {
     const ptrdiff_t columns = layer.bias.size();
     if (table_row) {
       const Share share = share_of(count, team.thread(), team.threads());
@@ -60,8 +63,15 @@ struct LayerRun {
       return;
     }
     gemm_share<T>(w.kernels(),
-                  {.M = count, .N = columns, .K = layer.inputs, .a = tape.x.row(row), .a_row = tape.x.pitch,
-                   .b = layer.input.data(), .init = layer.bias.data(), .init_row = 0, .c = gates,
+                  {.M = count,
+                   .N = columns,
+                   .K = layer.inputs,
+                   .a = tape.x.row(row),
+                   .a_row = tape.x.pitch,
+                   .b = layer.input.data(),
+                   .init = layer.bias.data(),
+                   .init_row = 0,
+                   .c = gates,
                    .c_row = gates_pitch},
                   team);
   }
@@ -71,7 +81,8 @@ struct LayerRun {
     const Kernels<T>& k = w.kernels();
     const bool by_sequences = split_by_sequences(rows.batch(), team.threads());
     const Slots slots = by_sequences ? Slots{team.thread(), team.threads()} : Slots{0, 1};
-    const Share units = by_sequences ? Share{0, H_pad} : share_of(H_pad, team.thread(), team.threads(), k.lanes);
+    const Share units =
+        by_sequences ? Share{0, H_pad} : share_of(H_pad, team.thread(), team.threads(), k.lanes);
     for (ptrdiff_t s = 0; s < rows.steps();) {
       const ptrdiff_t chunk = steps_in_chunk(s), first = rows.start(s), end = s + chunk;
       T* const gates = tape.gates.data() + (keep ? first * gates_pitch : 0);
@@ -107,8 +118,8 @@ struct LayerRun {
   }
 };
 
-// The rows of one layer and direction's input, in its own order of steps: from the user's x, or from the layer below
-// (both its directions side by side, with dropout).
+// The rows of one layer and direction's input, in its own order of steps: from the user's x, or from the
+// layer below (both its directions side by side, with dropout).
 template <class T>
 class InputRows {
  public:
@@ -132,7 +143,8 @@ class InputRows {
       std::copy(from, from + I, to);
       return;
     }
-    const ptrdiff_t H = tape_.shape.hidden_size, D = tape_.shape.directions(), t = rows.time_of(s, slot, direction_);
+    const ptrdiff_t H = tape_.shape.hidden_size, D = tape_.shape.directions(),
+                    t = rows.time_of(s, slot, direction_);
     for (ptrdiff_t below = 0; below < D; ++below) {
       const ptrdiff_t step = rows.time_of(t, slot, below);  // its own inverse
       const T* from = tape_.layers[static_cast<size_t>((layer_ - 1) * D + below)].h.data() +
@@ -141,7 +153,8 @@ class InputRows {
     }
     if (tape_.dropout > 0)
       kernels_.dropout_row(D * H, {tape_.seed, static_cast<uint32_t>(layer_ - 1)},
-                           static_cast<uint32_t>(rows.sequence(slot)), static_cast<uint32_t>(t), tape_.dropout, to, to);
+                           static_cast<uint32_t>(rows.sequence(slot)), static_cast<uint32_t>(t),
+                           tape_.dropout, to, to);
   }
 
   const Tape<T>& tape_;
@@ -155,6 +168,7 @@ template <class T>
 void find_tokens(Tape<T>& tape, const LstmInput<T>& input) {
   const Rows& rows = tape.rows;
   TokenInput<T>& tokens = tape.tokens;
+  tokens.vocabulary = input.vocabulary;
   for (ptrdiff_t direction = 0; direction < tape.shape.directions(); ++direction) {
     std::vector<int32_t>& ids = tokens.slot.emplace_back();
     ids.reserve(static_cast<size_t>(rows.total()));
@@ -180,15 +194,22 @@ void find_tokens(Tape<T>& tape, const LstmInput<T>& input) {
 }
 
 template <class T>
-void forward_layer(const PackedWeights<T>& w, Tape<T>& tape, const LstmInput<T>& input, const LstmStates<T>& initial,
-                   ptrdiff_t layer, ptrdiff_t direction, bool keep, const Poll& poll) {
+void forward_layer(const PackedWeights<T>& w, Tape<T>& tape, const LstmInput<T>& input,
+                   const LstmStates<T>& initial, ptrdiff_t layer, ptrdiff_t direction, bool keep,
+                   const Poll& poll) {
   const Rows& rows = tape.rows;
   const LstmShape& shape = tape.shape;
-  const ptrdiff_t N = rows.batch(), H = shape.hidden_size, H_pad = shape.hidden_padded(), D = shape.directions();
+  const ptrdiff_t N = rows.batch(), H = shape.hidden_size, H_pad = shape.hidden_padded(),
+                  D = shape.directions();
   const ptrdiff_t index = layer * D + direction;
   LayerTape<T>& own = tape.layers[static_cast<size_t>(index)];
-  LayerRun<T> run{.w = w, .layer = w.layers[static_cast<size_t>(index)], .rows = rows, .keep = keep, .tape = own,
-                  .gates_pitch = tape.gates_pitch(), .state_pitch = tape.state_pitch()};
+  LayerRun<T> run{.w = w,
+                  .layer = w.layers[static_cast<size_t>(index)],
+                  .rows = rows,
+                  .keep = keep,
+                  .tape = own,
+                  .gates_pitch = tape.gates_pitch(),
+                  .state_pitch = tape.state_pitch()};
   own.gates = Buffer<T>(run.gates_rows() * run.gates_pitch);
   own.h = Buffer<T>((N + rows.total()) * run.state_pitch);
   own.c = Buffer<T>((N + (keep ? rows.total() : 0)) * run.state_pitch);
@@ -218,9 +239,15 @@ void forward_layer(const PackedWeights<T>& w, Tape<T>& tape, const LstmInput<T>&
     if (copy) gather.copy_share(team, own.copy.data(), own.x.pitch);
     if (tokens)
       gemm_share<T>(w.kernels(),
-                    {.M = static_cast<ptrdiff_t>(tape.tokens.distinct.size()), .N = run.layer.bias.size(),
-                     .K = inputs, .a = tape.tokens.embedded.data(), .a_row = row_pitch<T>(inputs),
-                     .b = run.layer.input.data(), .init = run.layer.bias.data(), .init_row = 0, .c = table.data(),
+                    {.M = static_cast<ptrdiff_t>(tape.tokens.distinct.size()),
+                     .N = run.layer.bias.size(),
+                     .K = inputs,
+                     .a = tape.tokens.embedded.data(),
+                     .a_row = row_pitch<T>(inputs),
+                     .b = run.layer.input.data(),
+                     .init = run.layer.bias.data(),
+                     .init_row = 0,
+                     .c = table.data(),
                      .c_row = run.gates_pitch},
                     team);
     if (copy || tokens) team.barrier();
@@ -255,7 +282,8 @@ void write_outputs(const Tape<T>& tape, bool keep, const LstmOutputs<T>& out) {
       T* y = out.y + rows.sequence(slot) * T_ * D * H;
       for (ptrdiff_t s = 0; s < rows.length(slot); ++s) {
         for (ptrdiff_t d = 0; d < D; ++d) {
-          const T* h = tape.layers[top + static_cast<size_t>(d)].h.data() + (rows.state_after(s) + slot) * pitch;
+          const T* h =
+              tape.layers[top + static_cast<size_t>(d)].h.data() + (rows.state_after(s) + slot) * pitch;
           std::copy(h, h + H, y + (rows.time_of(s, slot, d) * D + d) * H);
         }
       }
@@ -265,11 +293,16 @@ void write_outputs(const Tape<T>& tape, bool keep, const LstmOutputs<T>& out) {
 }
 
 template <class T>
-std::unique_ptr<Tape<T>> forward(const PackedWeights<T>& w, ptrdiff_t N, ptrdiff_t time, const int32_t* lengths,
-                                 const LstmInput<T>& input, const LstmStates<T>& initial, T dropout, uint64_t seed,
-                                 bool keep, const LstmOutputs<T>& out, const Poll& poll) {
-  auto tape = std::make_unique<Tape<T>>(Tape<T>{.shape = w.shape, .rows = Rows(N, time, lengths), .dropout = dropout,
-                                                .seed = seed, .layers = {}, .tokens = {}});
+std::unique_ptr<Tape<T>> forward(const PackedWeights<T>& w, ptrdiff_t N, ptrdiff_t time,
+                                 const int32_t* lengths, const LstmInput<T>& input,
+                                 const LstmStates<T>& initial, T dropout, uint64_t seed, bool keep,
+                                 const LstmOutputs<T>& out, const Poll& poll) {
+  auto tape = std::make_unique<Tape<T>>(Tape<T>{.shape = w.shape,
+                                                .rows = Rows(N, time, lengths),
+                                                .dropout = dropout,
+                                                .seed = seed,
+                                                .layers = {},
+                                                .tokens = {}});
   const ptrdiff_t D = w.shape.directions();
   tape->layers.resize(static_cast<size_t>(w.shape.num_layers * D));
   if ((tape->token_input = input.tokens != nullptr)) find_tokens(*tape, input);
@@ -297,12 +330,12 @@ std::unique_ptr<Tape<T>> lstm_forward_tape(const PackedWeights<T>& w, ptrdiff_t 
   return forward<T>(w, N, time, lengths, input, initial, dropout, seed, true, out, poll);
 }
 
-#define FUSEDLSTM_INSTANTIATE(T)                                                                                    \
-  template void lstm_forward(const PackedWeights<T>&, ptrdiff_t, ptrdiff_t, const int32_t*, const LstmInput<T>&,    \
-                             const LstmStates<T>&, const LstmOutputs<T>&, const Poll&);                             \
-  template std::unique_ptr<Tape<T>> lstm_forward_tape(const PackedWeights<T>&, ptrdiff_t, ptrdiff_t,                \
-                                                      const int32_t*, const LstmInput<T>&, const LstmStates<T>&, T, \
-                                                      uint64_t, const LstmOutputs<T>&, const Poll&);
+#define FUSEDLSTM_INSTANTIATE(T)                                                                             \
+  template void lstm_forward(const PackedWeights<T>&, ptrdiff_t, ptrdiff_t, const int32_t*,                  \
+                             const LstmInput<T>&, const LstmStates<T>&, const LstmOutputs<T>&, const Poll&); \
+  template std::unique_ptr<Tape<T>> lstm_forward_tape(                                                       \
+      const PackedWeights<T>&, ptrdiff_t, ptrdiff_t, const int32_t*, const LstmInput<T>&,                    \
+      const LstmStates<T>&, T, uint64_t, const LstmOutputs<T>&, const Poll&);
 FUSEDLSTM_INSTANTIATE(float)
 FUSEDLSTM_INSTANTIATE(double)
 #undef FUSEDLSTM_INSTANTIATE

@@ -16,6 +16,7 @@ struct LstmInput {
   const T* x = nullptr;             // (N, T, I)
   const int32_t* tokens = nullptr;  // (N, T), each in 0 .. V - 1
   const T* embedding = nullptr;     // (V, I)
+  ptrdiff_t vocabulary = 0;         // V
 };
 
 template <class T>
@@ -58,18 +59,21 @@ template <class T>
 void lstm_backward(const PackedWeights<T>& w, Tape<T>& tape, const T* dy, const T* dh_n, const T* dc_n,
                    const LstmGradients<T>& gradients, const Poll& poll);
 
-// One step of a single layer: x (N, I), h and c (N, H) -> h_next, c_next (N, H), gates (N, 4, H) after activation.
+// One step of a single layer: x (N, I), h and c (N, H) -> h_next, c_next (N, H), gates (N, 4, H) after
+// activation.
 template <class T>
 void lstm_cell_forward(const PackedWeights<T>& w, ptrdiff_t N, const T* x, const T* h, const T* c, T* h_next,
                        T* c_next, T* gates);
 
-// dc may be null. Assigned: dx (N, I), dh_prev and dc_prev (N, H); parameters (flat, may be null) are added to.
+// dc may be null. Assigned: dx (N, I), dh_prev and dc_prev (N, H); parameters (flat, may be null) are added
+// to.
 template <class T>
 struct CellGradients {
   T *dx, *dh_prev, *dc_prev, *parameters;
 };
 template <class T>
-void lstm_cell_backward(const PackedWeights<T>& w, ptrdiff_t N, const T* x, const T* h, const T* c, const T* c_next,
-                        const T* gates, const T* dh, const T* dc, const CellGradients<T>& out);
+void lstm_cell_backward(const PackedWeights<T>& w, ptrdiff_t N, const T* x, const T* h, const T* c,
+                        const T* c_next, const T* gates, const T* dh, const T* dc,
+                        const CellGradients<T>& out);
 
 }  // namespace fusedlstm

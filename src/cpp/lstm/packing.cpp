@@ -102,7 +102,8 @@ PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool 
     return rows;
   };
   run_job(0, nullptr, [&](Team& team) {
-    for (size_t p = static_cast<size_t>(team.thread()); p < pieces.size(); p += static_cast<size_t>(team.threads())) {
+    for (size_t p = static_cast<size_t>(team.thread()); p < pieces.size();
+         p += static_cast<size_t>(team.threads())) {
       const size_t l = pieces[p].layer;
       PackedLayer<T>& layer = packed.layers[l];
       const bool recurrent = pieces[p].matrix % 2 == 1;

@@ -9,7 +9,8 @@
 
 namespace fusedlstm {
 
-// One layer and direction. H_pad = H rounded up to 16; gate columns are [4][H_pad], zero where there is no unit.
+// One layer and direction. H_pad = H rounded up to 16; gate columns are [4][H_pad], zero where there is no
+// unit.
 template <class T>
 struct PackedLayer {
   ptrdiff_t inputs;
@@ -36,6 +37,8 @@ template <class T>
 PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool backward);
 
 // Elements of packed panels for a (K, N) matrix.
-inline ptrdiff_t packed_size(ptrdiff_t K, ptrdiff_t N, ptrdiff_t panel) { return (N + panel - 1) / panel * panel * K; }
+inline ptrdiff_t packed_size(ptrdiff_t K, ptrdiff_t N, ptrdiff_t panel) {
+  return (N + panel - 1) / panel * panel * K;
+}
 
 }  // namespace fusedlstm

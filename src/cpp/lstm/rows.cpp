@@ -6,7 +6,10 @@
 namespace fusedlstm {
 
 Rows::Rows(ptrdiff_t N, ptrdiff_t T, const int32_t* lengths)
-    : N_(N), T_(T), sequence_(static_cast<size_t>(N)), length_(static_cast<size_t>(N), static_cast<int32_t>(T)) {
+    : N_(N),
+      T_(T),
+      sequence_(static_cast<size_t>(N)),
+      length_(static_cast<size_t>(N), static_cast<int32_t>(T)) {
   std::iota(sequence_.begin(), sequence_.end(), 0);
   if (lengths) {
     std::stable_sort(sequence_.begin(), sequence_.end(),

@@ -1,8 +1,8 @@
 // The valid (sequence, step) pairs of a batch as one list of packed rows, step by step.
 //
-// Sequences take slots, longest first, so that the ones still running at step s are always slots 0 .. active(s) - 1
-// and no arithmetic is spent on padding. Row start(s) + r is step s of slot r. Step s is time s in the forward
-// direction and time length - 1 - s in the reverse one.
+// Sequences take slots, longest first, so that the ones still running at step s are always slots 0 ..
+// active(s) - 1 and no arithmetic is spent on padding. Row start(s) + r is step s of slot r. Step s is time s
+// in the forward direction and time length - 1 - s in the reverse one.
 #pragma once
 
 #include <cstddef>
@@ -31,7 +31,8 @@ class Rows {
   ptrdiff_t user_row(ptrdiff_t s, ptrdiff_t slot, ptrdiff_t direction) const {
     return sequence(slot) * T_ + time_of(s, slot, direction);
   }
-  // Row of a state matrix that begins with the N initial states: where step s - 1 of a slot lies, in order of steps.
+  // Row of a state matrix that begins with the N initial states: where step s - 1 of a slot lies, in order of
+  // steps.
   ptrdiff_t state_before(ptrdiff_t s) const { return s == 0 ? 0 : N_ + start(s - 1); }
   ptrdiff_t state_after(ptrdiff_t s) const { return N_ + start(s); }
   ptrdiff_t final_state(ptrdiff_t slot) const {

@@ -6,9 +6,11 @@
 
 namespace fusedlstm {
 
+constexpr ptrdiff_t kRowsBetweenPolls = 4096;  // a long product can be interrupted after so many rows
+
 // A thread's share of one matrix product: rows when there are enough of them, else panels of columns.
 template <class T>
-void gemm_share(const Kernels<T>& k, Gemm<T> g, const Team& team) {
+void gemm_share(const Kernels<T>& k, Gemm<T> g, Team& team) {
   if (g.M >= kTileRows * team.threads()) {
     const Share rows = share_of(g.M, team.thread(), team.threads(), kTileRows);
     g.M = rows.size();
@@ -22,30 +24,55 @@ void gemm_share(const Kernels<T>& k, Gemm<T> g, const Team& team) {
     if (g.init) g.init += columns.begin;
     g.c += columns.begin;
   }
-  if (g.M > 0 && g.N > 0) k.gemm(g);
+  if (g.N <= 0) return;
+  for (ptrdiff_t left = g.M; left > 0; left -= kRowsBetweenPolls) {
+    g.M = left < kRowsBetweenPolls ? left : kRowsBetweenPolls;
+    k.gemm(g);
+    team.poll();
+    g.a += g.M * g.a_row;
+    if (g.init) g.init += g.M * g.init_row;
+    g.c += g.M * g.c_row;
+  }
 }
 
 // A thread's share of C (M, N) += A^T B: columns of A. `scratch` is the thread's own.
 template <class T>
-void gemm_transposed_share(const Kernels<T>& k, GemmTransposed<T> g, const Team& team) {
+void gemm_transposed_share(const Kernels<T>& k, GemmTransposed<T> g, Team& team) {
   const Share m = share_of(g.M, team.thread(), team.threads(), kTileRows);
   g.M = m.size();
   g.a += m.begin;
   g.c += m.begin * g.c_row;
-  if (g.M > 0) k.gemm_transposed(g);
+  if (g.M <= 0) return;
+  for (ptrdiff_t left = g.R; left > 0; left -= kRowsBetweenPolls) {
+    g.R = left < kRowsBetweenPolls ? left : kRowsBetweenPolls;
+    k.gemm_transposed(g);
+    team.poll();
+    if (g.a_rows)
+      g.a_rows += g.R;
+    else
+      g.a += g.R * g.a_row;
+    if (g.b_rows)
+      g.b_rows += g.R;
+    else
+      g.b += g.R * g.b_row;
+  }
 }
 
 // The recurrence is cut by sequences or by hidden units.
 //   sequences: no barrier at all, but every thread streams all recurrent weights in every step
 //   units:     each thread keeps its own weights in its cache; one barrier per step
 // Sequences are worth it once a thread's rows fill several register tiles, which hides the streaming.
-inline bool split_by_sequences(ptrdiff_t N, int threads) { return threads == 1 || N >= 2 * kTileRows * threads; }
+inline bool split_by_sequences(ptrdiff_t N, int threads) {
+  return threads == 1 || N >= 2 * kTileRows * threads;
+}
 
-// The slots one thread works on when the recurrence is cut by sequences: thread, thread + threads, ... so that
-// ragged batches stay balanced.
+// The slots one thread works on when the recurrence is cut by sequences: thread, thread + threads, ... so
+// that ragged batches stay balanced.
 struct Slots {
   ptrdiff_t first, stride;
-  ptrdiff_t count(ptrdiff_t active) const { return active > first ? (active - first + stride - 1) / stride : 0; }
+  ptrdiff_t count(ptrdiff_t active) const {
+    return active > first ? (active - first + stride - 1) / stride : 0;
+  }
 };
 
 }  // namespace fusedlstm

@@ -1,8 +1,8 @@
 // What a training forward keeps for backward.
 //
-// Per layer and direction, in its own order of steps (rows.h): the gates (after activation; backward writes the
-// derivatives of the pre-activations over them), c and h of all steps with the N initial states in front, and the
-// input rows. 4 + 1 + 1 values per hidden unit and row: 24 bytes in float32.
+// Per layer and direction, in its own order of steps (rows.h): the gates (after activation; backward writes
+// the derivatives of the pre-activations over them), c and h of all steps with the N initial states in front,
+// and the input rows. 4 + 1 + 1 values per hidden unit and row: 24 bytes in float32.
 #pragma once
 
 #include <cstdint>
@@ -33,9 +33,10 @@ struct LayerTape {
 // Token input: the rows of the embedding that occur, each once, and which of them every packed row takes.
 template <class T>
 struct TokenInput {
-  std::vector<int32_t> distinct;             // ascending token ids
-  std::vector<std::vector<int32_t>> slot;    // [direction][packed row] -> index into distinct
-  Buffer<T> embedded;                        // (distinct, I), row_pitch(I) apart
+  ptrdiff_t vocabulary = 0;                // rows of the embedding
+  std::vector<int32_t> distinct;           // ascending token ids
+  std::vector<std::vector<int32_t>> slot;  // [direction][packed row] -> index into distinct
+  Buffer<T> embedded;                      // (distinct, I), row_pitch(I) apart
 };
 
 template <class T>

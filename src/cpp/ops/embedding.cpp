@@ -34,9 +34,9 @@ void dropout(ptrdiff_t R, ptrdiff_t C, T rate, uint64_t seed, uint32_t stream, c
   });
 }
 
-#define FUSEDLSTM_INSTANTIATE(T)                                                                        \
-  template void embedding_forward(ptrdiff_t, ptrdiff_t, const int32_t*, const T*, T*);                  \
-  template void embedding_backward(ptrdiff_t, ptrdiff_t, const int32_t*, const T*, T*);                 \
+#define FUSEDLSTM_INSTANTIATE(T)                                                        \
+  template void embedding_forward(ptrdiff_t, ptrdiff_t, const int32_t*, const T*, T*);  \
+  template void embedding_backward(ptrdiff_t, ptrdiff_t, const int32_t*, const T*, T*); \
   template void dropout(ptrdiff_t, ptrdiff_t, T, uint64_t, uint32_t, const T*, T*);
 FUSEDLSTM_INSTANTIATE(float)
 FUSEDLSTM_INSTANTIATE(double)

@@ -53,8 +53,16 @@ LossSum linear_cross_entropy(const PackedLinear<T>& w, ptrdiff_t R, const T* x, 
       const ptrdiff_t rows = std::min(chunk, R - r0);
       const Share own = share_of(rows, team.thread(), team.threads(), kTileRows);
       if (own.size() > 0)
-        k.gemm({.M = own.size(), .N = V, .K = I, .a = x + (r0 + own.begin) * I, .a_row = I, .b = w.forward.data(),
-                .init = w.bias.data(), .init_row = 0, .c = logits.data() + own.begin * pitch, .c_row = pitch});
+        k.gemm({.M = own.size(),
+                .N = V,
+                .K = I,
+                .a = x + (r0 + own.begin) * I,
+                .a_row = I,
+                .b = w.forward.data(),
+                .init = w.bias.data(),
+                .init_row = 0,
+                .c = logits.data() + own.begin * pitch,
+                .c_row = pitch});
       for (ptrdiff_t r = own.begin; r < own.end; ++r) {
         T* const z = logits.data() + r * pitch;
         const int32_t target = targets[r0 + r];
@@ -65,12 +73,29 @@ LossSum linear_cross_entropy(const PackedLinear<T>& w, ptrdiff_t R, const T* x, 
       if (!gradient) continue;
       const T* const d = logits.data();
       if (dx && own.size() > 0)
-        k.gemm({.M = own.size(), .N = I, .K = V, .a = d + own.begin * pitch, .a_row = pitch, .b = w.backward.data(),
-                .init = nullptr, .init_row = 0, .c = dx + (r0 + own.begin) * I, .c_row = I});
+        k.gemm({.M = own.size(),
+                .N = I,
+                .K = V,
+                .a = d + own.begin * pitch,
+                .a_row = pitch,
+                .b = w.backward.data(),
+                .init = nullptr,
+                .init_row = 0,
+                .c = dx + (r0 + own.begin) * I,
+                .c_row = I});
       if (d_weight)
         gemm_transposed_share<T>(k,
-                                 {.M = V, .N = I, .R = rows, .a = d, .a_row = pitch, .a_rows = nullptr,
-                                  .b = x + r0 * I, .b_row = I, .b_rows = nullptr, .c = d_weight, .c_row = I,
+                                 {.M = V,
+                                  .N = I,
+                                  .R = rows,
+                                  .a = d,
+                                  .a_row = pitch,
+                                  .a_rows = nullptr,
+                                  .b = x + r0 * I,
+                                  .b_row = I,
+                                  .b_rows = nullptr,
+                                  .c = d_weight,
+                                  .c_row = I,
                                   .scratch = scratch[static_cast<size_t>(team.thread())].data()},
                                  team);
       const Share columns = share_of(V, team.thread(), team.threads(), 16);
@@ -83,15 +108,15 @@ LossSum linear_cross_entropy(const PackedLinear<T>& w, ptrdiff_t R, const T* x, 
 }
 
 template <class T>
-LossSum cross_entropy(ptrdiff_t R, ptrdiff_t V, const T* logits, const int32_t* targets, int32_t ignore_index, T scale,
-                      T* d_logits, const Poll& poll) {
+LossSum cross_entropy(ptrdiff_t R, ptrdiff_t V, const T* logits, const int32_t* targets, int32_t ignore_index,
+                      T scale, T* d_logits, const Poll& poll) {
   const Kernels<T>& k = kernels_of<T>(current_level());
   std::vector<T> nll(static_cast<size_t>(R));
   run_job(R * V < (1 << 14) ? 1 : 0, poll, [&](Team& team) {
     const Share own = share_of(R, team.thread(), team.threads());
     for (ptrdiff_t r = own.begin; r < own.end; ++r)
-      nll[static_cast<size_t>(r)] = row_loss(k, V, logits + r * V, targets[r], targets[r] != ignore_index, scale,
-                                             d_logits ? d_logits + r * V : nullptr);
+      nll[static_cast<size_t>(r)] = row_loss(k, V, logits + r * V, targets[r], targets[r] != ignore_index,
+                                             scale, d_logits ? d_logits + r * V : nullptr);
   });
   return total(nll, targets, ignore_index);
 }
@@ -121,7 +146,8 @@ double mean_squared_error(ptrdiff_t n, const T* y, const T* target, T* dy) {
   const T factor = T(2) / static_cast<T>(n);
   return sum_over_blocks(n,
                          [&](ptrdiff_t begin, ptrdiff_t size) {
-                           return k.squared_error(size, y + begin, target + begin, factor, dy ? dy + begin : nullptr);
+                           return k.squared_error(size, y + begin, target + begin, factor,
+                                                  dy ? dy + begin : nullptr);
                          }) /
          static_cast<double>(n);
 }
@@ -133,11 +159,12 @@ double gradient_norm(ptrdiff_t n, const T* gradients) {
       n, [&](ptrdiff_t begin, ptrdiff_t size) { return k.sum_of_squares(size, gradients + begin); }));
 }
 
-#define FUSEDLSTM_INSTANTIATE(T)                                                                                \
-  template LossSum linear_cross_entropy(const PackedLinear<T>&, ptrdiff_t, const T*, const int32_t*, int32_t, T, \
-                                        T*, T*, T*, const Poll&);                                               \
-  template LossSum cross_entropy(ptrdiff_t, ptrdiff_t, const T*, const int32_t*, int32_t, T, T*, const Poll&);  \
-  template double mean_squared_error(ptrdiff_t, const T*, const T*, T*);                                        \
+#define FUSEDLSTM_INSTANTIATE(T)                                                                     \
+  template LossSum linear_cross_entropy(const PackedLinear<T>&, ptrdiff_t, const T*, const int32_t*, \
+                                        int32_t, T, T*, T*, T*, const Poll&);                        \
+  template LossSum cross_entropy(ptrdiff_t, ptrdiff_t, const T*, const int32_t*, int32_t, T, T*,     \
+                                 const Poll&);                                                       \
+  template double mean_squared_error(ptrdiff_t, const T*, const T*, T*);                             \
   template double gradient_norm(ptrdiff_t, const T*);
 FUSEDLSTM_INSTANTIATE(float)
 FUSEDLSTM_INSTANTIATE(double)

@@ -32,8 +32,8 @@ template <class T>
 void linear_forward(const PackedLinear<T>& w, ptrdiff_t R, const T* x, T* y, const Poll& poll);
 // dx (R, I) assigned; d_weight (O, I) and d_bias (O) added to; each may be null.
 template <class T>
-void linear_backward(const PackedLinear<T>& w, ptrdiff_t R, const T* x, const T* dy, T* dx, T* d_weight, T* d_bias,
-                     const Poll& poll);
+void linear_backward(const PackedLinear<T>& w, ptrdiff_t R, const T* x, const T* dy, T* dx, T* d_weight,
+                     T* d_bias, const Poll& poll);
 
 // weight (V, E), ids (R) in 0 .. V - 1.
 template <class T>
@@ -46,19 +46,20 @@ template <class T>
 void dropout(ptrdiff_t R, ptrdiff_t C, T rate, uint64_t seed, uint32_t stream, const T* x, T* y);
 
 struct LossSum {
-  double nll;         // sum of -log p(target) over counted rows
-  int64_t counted;    // rows whose target is not ignore_index
+  double nll;       // sum of -log p(target) over counted rows
+  int64_t counted;  // rows whose target is not ignore_index
 };
 
-// softmax cross-entropy of x W^T + b against targets (R) in 0 .. V - 1 or ignore_index, made a chunk of rows at a time.
-// Gradients are those of scale * (sum of nll): dx (R, I) assigned, the others added to; each may be null.
+// softmax cross-entropy of x W^T + b against targets (R) in 0 .. V - 1 or ignore_index, made a chunk of rows
+// at a time. Gradients are those of scale * (sum of nll): dx (R, I) assigned, the others added to; each may
+// be null.
 template <class T>
 LossSum linear_cross_entropy(const PackedLinear<T>& w, ptrdiff_t R, const T* x, const int32_t* targets,
                              int32_t ignore_index, T scale, T* dx, T* d_weight, T* d_bias, const Poll& poll);
 // The same of given logits (R, V); d_logits assigned, may be null.
 template <class T>
-LossSum cross_entropy(ptrdiff_t R, ptrdiff_t V, const T* logits, const int32_t* targets, int32_t ignore_index, T scale,
-                      T* d_logits, const Poll& poll);
+LossSum cross_entropy(ptrdiff_t R, ptrdiff_t V, const T* logits, const int32_t* targets, int32_t ignore_index,
+                      T scale, T* d_logits, const Poll& poll);
 // mean (y - target)^2 over n elements; dy assigned, may be null.
 template <class T>
 double mean_squared_error(ptrdiff_t n, const T* y, const T* target, T* dy);

@@ -36,9 +36,9 @@ void adam_step(ptrdiff_t n, const AdamStep<T>& step, const T* gradients, T* m, T
   });
 }
 
-#define FUSEDLSTM_INSTANTIATE(T)                                                   \
-  template void scale_gradients(ptrdiff_t, T, T*);                                 \
-  template void sgd_step(ptrdiff_t, const SgdStep<T>&, const T*, T*, T*);          \
+#define FUSEDLSTM_INSTANTIATE(T)                                          \
+  template void scale_gradients(ptrdiff_t, T, T*);                        \
+  template void sgd_step(ptrdiff_t, const SgdStep<T>&, const T*, T*, T*); \
   template void adam_step(ptrdiff_t, const AdamStep<T>&, const T*, T*, T*, T*);
 FUSEDLSTM_INSTANTIATE(float)
 FUSEDLSTM_INSTANTIATE(double)

@@ -103,7 +103,8 @@ std::string cpu_brand() {
 #if defined(__x86_64__)
   unsigned int words[12];
   for (unsigned int i = 0; i < 3; ++i)
-    if (!__get_cpuid(0x80000002 + i, &words[4 * i], &words[4 * i + 1], &words[4 * i + 2], &words[4 * i + 3])) return "";
+    if (!__get_cpuid(0x80000002 + i, &words[4 * i], &words[4 * i + 1], &words[4 * i + 2], &words[4 * i + 3]))
+      return "";
   char text[sizeof words + 1] = {};
   std::memcpy(text, words, sizeof words);
   const std::string brand(text);

@@ -12,8 +12,8 @@ namespace fusedlstm {
 std::vector<const Level*> compiled_levels();
 std::vector<const Level*> runnable_levels();
 
-// The level in use: the highest runnable one, or what FUSEDLSTM_ISA names. Throws std::invalid_argument when that
-// is unknown or cannot run here.
+// The level in use: the highest runnable one, or what FUSEDLSTM_ISA names. Throws std::invalid_argument when
+// that is unknown or cannot run here.
 const Level& current_level();
 void set_level(const std::string& name);
 

@@ -10,8 +10,8 @@
 namespace fusedlstm {
 namespace {
 
-constexpr size_t kKeepFrom = size_t{1} << 20;      // smaller blocks go to malloc
-constexpr size_t kKeepBytes = size_t{1} << 30;     // kept at most
+constexpr size_t kKeepFrom = size_t{1} << 20;   // smaller blocks go to malloc
+constexpr size_t kKeepBytes = size_t{1} << 30;  // kept at most
 constexpr size_t kHugePage = size_t{2} << 20;
 
 struct Kept {
@@ -23,7 +23,8 @@ struct Kept {
   std::deque<Block> blocks;  // oldest first
   size_t bytes = 0;
 };
-// Never destroyed: buffers may be released while the process ends. Held over a fork, so that the child can use it.
+// Never destroyed: buffers may be released while the process ends. Held over a fork, so that the child can
+// use it.
 Kept& kept() {
   static Kept* const instance = [] {
     Kept* const made = new Kept;

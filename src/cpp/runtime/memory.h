@@ -1,5 +1,6 @@
-// Memory aligned to cache lines. Large blocks that are given back are kept for the next request of the same size: a
-// training step asks for the same tapes again and again, and fresh pages from the system cost as much as the gates.
+// Memory aligned to cache lines. Large blocks that are given back are kept for the next request of the same
+// size: a training step asks for the same tapes again and again, and fresh pages from the system cost as much
+// as the gates.
 #pragma once
 
 #include <cstddef>
@@ -50,8 +51,8 @@ class Buffer {
   ptrdiff_t size_ = 0;
 };
 
-// Elements between the rows of an internal matrix: whole vectors on every level, and no multiple of 4 KiB, where rows
-// would compete for the same few cache sets.
+// Elements between the rows of an internal matrix: whole vectors on every level, and no multiple of 4 KiB,
+// where rows would compete for the same few cache sets.
 template <class T>
 constexpr ptrdiff_t row_pitch(ptrdiff_t n) {
   const ptrdiff_t padded = (n + 15) / 16 * 16;

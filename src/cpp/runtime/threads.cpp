@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -10,6 +11,7 @@
 #include <cstdlib>
 #include <exception>
 #include <fstream>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -46,7 +48,8 @@ void pause() {
 #endif
 }
 
-// Flush-to-zero for the duration of a job: subnormals cost tens of times a normal number and mean nothing here.
+// Flush-to-zero for the duration of a job: subnormals cost tens of times a normal number and mean nothing
+// here.
 class FlushToZero {
  public:
 #if defined(__x86_64__)
@@ -86,8 +89,8 @@ class Pool {
  public:
   // False when another call has the pool.
   bool try_run(int threads, const Poll& poll, const std::function<void(Team&)>& job) {
-    const std::unique_lock<std::mutex> busy(busy_, std::try_to_lock);
-    if (!busy) return false;
+    if (busy_.test_and_set(std::memory_order_acquire)) return false;
+    const std::unique_ptr<std::atomic_flag, Release> release(&busy_);
     grow(threads - 1);
     JobState state(threads, poll);
     {
@@ -121,7 +124,8 @@ class Pool {
 
   [[noreturn]] void work(int thread, unsigned seen) {
     for (;;) {
-      for (int spins = 0; spins < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spins) pause();
+      for (int spins = 0; spins < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spins)
+        pause();
       const std::function<void(Team&)>* job;
       JobState* state;
       {
@@ -137,7 +141,10 @@ class Pool {
     }
   }
 
-  std::mutex busy_;
+  struct Release {
+    void operator()(std::atomic_flag* busy) const { busy->clear(std::memory_order_release); }
+  };
+  std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
   std::mutex mutex_;  // guards the three below
   std::condition_variable wake_;
   std::atomic<unsigned> generation_{0};
@@ -148,8 +155,8 @@ class Pool {
   std::vector<std::thread> workers_;
 };
 
-// Never destroyed: its threads are detached and may sleep on it while the process ends. A forked child has none of the
-// threads and perhaps locked mutexes, so it leaves the old pool alone and makes a new one.
+// Never destroyed: its threads are detached and may sleep on it while the process ends. A forked child has
+// none of the threads and perhaps locked mutexes, so it leaves the old pool alone and makes a new one.
 std::atomic<Pool*> the_pool{nullptr};
 std::mutex pool_mutex;
 
@@ -219,7 +226,19 @@ int num_threads() {
   return threads;
 }
 
-void set_num_threads(int threads) { chosen_threads.store(positive(std::to_string(threads), "set_num_threads")); }
+void set_num_threads(int threads) {
+  chosen_threads.store(positive(std::to_string(threads), "set_num_threads"));
+}
+
+bool is_main_thread() {
+#if defined(__linux__)
+  return getpid() == gettid();
+#else
+  return pthread_main_np() != 0;
+#endif
+}
+
+void pause_forever() { std::this_thread::sleep_for(std::chrono::hours(1)); }
 
 void Team::barrier() {
   if (threads_ == 1) return poll();

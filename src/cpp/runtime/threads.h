@@ -1,8 +1,8 @@
 // The thread pool: one job per native call, a barrier inside a job, workers asleep between calls.
 //
-// While a job runs its threads spin a little before they yield; between jobs workers spin a little before they sleep.
-// A call that finds the pool busy (another Python thread is in a call) runs on its own thread alone; results do not
-// depend on it. After fork the child starts with a new pool.
+// While a job runs its threads spin a little before they yield; between jobs workers spin a little before
+// they sleep. A call that finds the pool busy (another Python thread is in a call) runs on its own thread
+// alone; results do not depend on it. After fork the child starts with a new pool.
 #pragma once
 
 #include <atomic>
@@ -22,6 +22,11 @@ void set_num_threads(int threads);
 
 // Asked now and then by thread 0 of a long call; true means: leave the call. Null: never.
 using Poll = std::function<bool()>;
+
+// Whether this is the thread that the process began with.
+bool is_main_thread();
+// Sleeps until the process ends; may return early.
+void pause_forever();
 
 // One thread's place in a running job.
 class Team {

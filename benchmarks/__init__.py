@@ -1,0 +1,1 @@
+"""Speed of fusedlstm beside a peer in the same process: ``python -m benchmarks --help``."""

@@ -1,0 +1,200 @@
+"""Times two ways of doing the same work beside each other.
+
+Rules, so that a figure can be trusted: the results are compared before anything is timed; both sides run in
+one process with the same number of threads; repetitions alternate A B A B after a warm-up; a record holds
+medians and quartiles, and the machine, commit, instruction set, threads and shape they were measured with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fusedlstm
+
+Record = dict[str, Any]
+
+ROOT = Path(__file__).resolve().parent.parent
+SHORTEST_SAMPLE = (
+    0.01  # seconds; shorter calls are repeated within one sample, far above the clock's resolution
+)
+
+
+def use_threads(threads: int) -> None:
+    """Give fusedlstm and torch the same number of threads."""
+    fusedlstm.set_num_threads(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def assert_close(name: str, ours: np.ndarray, peer: np.ndarray, bound: float) -> float:
+    """Largest difference relative to the largest magnitude of ``peer``; an error if it exceeds ``bound``."""
+    if ours.shape != peer.shape:
+        raise AssertionError(f"{name}: shape {ours.shape}, peer has {peer.shape}")
+    scale = max(float(np.max(np.abs(peer), initial=0.0)), 1e-30)
+    difference = float(np.max(np.abs(ours.astype(np.float64) - peer), initial=0.0)) / scale
+    if not difference <= bound:  # also true for NaN
+        raise AssertionError(
+            f"{name}: differs from the peer by {difference:.2e} of its largest value, bound {bound:.0e}"
+        )
+    return difference
+
+
+def _calls_per_sample(work: Callable[[], object]) -> int:
+    start = time.perf_counter()
+    work()
+    once = time.perf_counter() - start
+    return max(1, int(SHORTEST_SAMPLE / max(once, 1e-9)))
+
+
+def _sample(work: Callable[[], object], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        work()
+    return (time.perf_counter() - start) / calls
+
+
+def _summary(samples: list[float]) -> Record:
+    lower, median, upper = statistics.quantiles(samples, n=4, method="inclusive")
+    return {"median": median, "lower_quartile": lower, "upper_quartile": upper, "samples": len(samples)}
+
+
+def alternate(
+    ours: Callable[[], object], peer: Callable[[], object], *, repetitions: int = 15, warm_up: int = 2
+) -> Record:
+    """Seconds per call of both, measured in turn: ``ratio`` > 1 means that fusedlstm is faster.
+
+    ``ratio`` is the ratio of the medians; its quartiles are those of the ratios of neighbouring samples.
+    """
+    for _ in range(warm_up):
+        ours()
+        peer()
+    our_calls, peer_calls = _calls_per_sample(ours), _calls_per_sample(peer)
+    our_seconds, peer_seconds = [], []
+    for _ in range(repetitions):
+        our_seconds.append(_sample(ours, our_calls))
+        peer_seconds.append(_sample(peer, peer_calls))
+    pairs = [theirs / mine for mine, theirs in zip(our_seconds, peer_seconds, strict=True)]
+    spread = _summary(pairs)
+    mine, theirs = _summary(our_seconds), _summary(peer_seconds)
+    return {
+        "ours_seconds": mine,
+        "peer_seconds": theirs,
+        "ratio": theirs["median"] / mine["median"],
+        "ratio_lower_quartile": spread["lower_quartile"],
+        "ratio_upper_quartile": spread["upper_quartile"],
+    }
+
+
+def add_rates(record: Record, flops: float, threads: int) -> Record:
+    """GF/s of both sides and, where a C++ compiler is at hand, the fraction of the measured FMA peak."""
+    peak = fma_peak(threads)
+    for side in ("ours", "peer"):
+        record[f"{side}_gflops"] = flops / record[f"{side}_seconds"]["median"] * 1e-9
+        if peak is not None:
+            record[f"{side}_fraction_of_peak"] = record[f"{side}_gflops"] / peak
+    record["fma_peak_gflops"] = peak
+    return record
+
+
+_peaks: dict[int, float | None] = {}
+
+
+def fma_peak(threads: int) -> float | None:
+    """GF/s of register-only float32 multiply-adds on ``threads`` cores, or None without a C++ compiler."""
+    if threads not in _peaks:
+        _peaks[threads] = _measure_fma_peak(threads)
+    return _peaks[threads]
+
+
+def _measure_fma_peak(threads: int) -> float | None:
+    flags = ["-O3", "-march=native", "-ffp-contract=fast", "-pthread"]
+    if platform.machine() == "x86_64":
+        flags.append("-mprefer-vector-width=512")
+    with tempfile.TemporaryDirectory() as folder:
+        program = str(Path(folder) / "fma_peak")
+        source = str(Path(__file__).with_name("fma_peak.cpp"))
+        try:
+            subprocess.run(
+                [os.environ.get("CXX", "c++"), *flags, source, "-o", program], check=True, capture_output=True
+            )
+            run = subprocess.run([program, str(threads), "f32"], check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return float(run.stdout)
+
+
+def machine() -> Record:
+    """What a figure depends on besides the code: processor, versions, commit, instruction set."""
+
+    def git(*arguments: str) -> str:
+        try:
+            run = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+        return run.stdout.strip()
+
+    torch = sys.modules.get("torch")
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "cpu": _cpu_name(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__ if torch is not None else None,
+        "fusedlstm": fusedlstm.__version__,
+        "isa": fusedlstm.isa(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+
+
+def line_of(record: Record) -> str:
+    """One line for the terminal."""
+    ours, peer = record["ours_seconds"]["median"], record["peer_seconds"]["median"]
+    parts = [f"{record['benchmark']:<22} {record['case']:<26} threads {record['threads']}"]
+    parts.append(f"ours {_duration(ours)}  {record['peer']} {_duration(peer)}  ratio {record['ratio']:.2f}")
+    parts.append(f"[{record['ratio_lower_quartile']:.2f}, {record['ratio_upper_quartile']:.2f}]")
+    if "ours_gflops" in record:
+        parts.append(f"{record['ours_gflops']:.0f} and {record['peer_gflops']:.0f} GF/s")
+    if "ours_fraction_of_peak" in record:
+        parts.append(f"{record['ours_fraction_of_peak']:.0%} of peak")
+    if "ours_tokens_per_second" in record:
+        parts.append(
+            f"{record['ours_tokens_per_second']:.0f} and {record['peer_tokens_per_second']:.0f} tokens/s"
+        )
+    return "  ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    for unit, factor in (("s ", 1.0), ("ms", 1e3), ("us", 1e6)):
+        if seconds * factor >= 1.0:
+            return f"{seconds * factor:7.2f} {unit}"
+    return f"{seconds * 1e9:7.0f} ns"
+
+
+def write_json(path: str, records: list[Record]) -> None:
+    """All records with the machine they were measured on."""
+    Path(path).write_text(json.dumps({"machine": machine(), "records": records}, indent=2) + "\n")

@@ -1,0 +1,52 @@
+"""One float32 LSTM layer over whole sequences, no gradients: fusedlstm beside ``torch.nn.LSTM``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+import fusedlstm
+
+from .harness import Record, add_rates, alternate, assert_close, use_threads
+from .shapes import LAYER_SHAPES, QUICK_LAYER_SHAPES, forward_flops
+
+
+def pair(size: int) -> tuple[fusedlstm.nn.LSTM, torch.nn.LSTM]:
+    """A layer of each with the same weights."""
+    torch.manual_seed(0)
+    peer = torch.nn.LSTM(size, size, batch_first=True)
+    ours = fusedlstm.nn.LSTM(size, size, return_state=True)
+    ours.load_state_dict({name: value.numpy() for name, value in peer.state_dict().items()})
+    return ours, peer
+
+
+def run(threads: int, quick: bool) -> Iterator[Record]:
+    for n, t, size in QUICK_LAYER_SHAPES if quick else LAYER_SHAPES:
+        use_threads(threads)
+        ours, peer = pair(size)
+        x = np.random.default_rng(0).standard_normal((n, t, size), dtype=np.float32)
+        x_peer = torch.from_numpy(x)
+        with torch.inference_mode():
+            y, (h, c) = ours(x)
+            y_peer, (h_peer, c_peer) = peer(x_peer)
+            difference = max(
+                assert_close("y", y, y_peer.numpy(), 1e-5),
+                assert_close("h_n", h, h_peer.numpy(), 1e-5),
+                assert_close("c_n", c, c_peer.numpy(), 1e-5),
+            )
+            record = alternate(
+                lambda ours=ours, x=x: ours(x),
+                lambda peer=peer, x=x_peer: peer(x),
+                repetitions=5 if quick else 15,
+            )
+        record |= {
+            "benchmark": "layer inference",
+            "case": f"N={n} T={t} I=H={size}",
+            "shape": {"N": n, "T": t, "I": size, "H": size, "dtype": "float32"},
+            "peer": "torch",
+            "threads": threads,
+            "largest_difference": difference,
+        }
+        yield add_rates(record, forward_flops(n, t, size, size), threads)

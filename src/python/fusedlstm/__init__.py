@@ -1,0 +1,53 @@
+"""LSTMs on the CPU: training and generation as few native calls as possible.
+
+Everything below is loaded when it is first used, so that importing the package costs next to nothing.
+
+Examples
+--------
+>>> import fusedlstm
+>>> fusedlstm.nn.LSTM(3, 5).num_parameters
+200
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fusedlstm import data, generation, io, models, nn, training
+    from fusedlstm._core import __version__, isa, isa_levels, num_threads, set_isa, set_num_threads
+    from fusedlstm.models import LanguageModel
+
+__all__ = [
+    "LanguageModel",
+    "__version__",
+    "data",
+    "generation",
+    "io",
+    "isa",
+    "isa_levels",
+    "models",
+    "nn",
+    "num_threads",
+    "set_isa",
+    "set_num_threads",
+    "training",
+]
+
+_MODULES = ("data", "generation", "io", "models", "nn", "training")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'fusedlstm' has no attribute {name!r}")
+    if name in _MODULES:
+        return importlib.import_module(f"fusedlstm.{name}")
+    home = "fusedlstm.models" if name == "LanguageModel" else "fusedlstm._core"
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,5 @@
+"""Models: layers put together for a purpose."""
+
+from fusedlstm.models.language_model import LanguageModel
+
+__all__ = ["LanguageModel"]

@@ -1,0 +1,589 @@
+"""LSTM language model over characters, bytes or words.
+
+N batch, T time, E embedding size, H hidden units, L layers, V vocabulary size.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedlstm import _core
+from fusedlstm.data import Vocabulary, split_tokens
+from fusedlstm.generation import Sampling, TextStream
+from fusedlstm.io import FormatError, ModelSchema, Option, load_model, save_model
+from fusedlstm.nn import LSTM, Embedding, Module, derive_seed
+from fusedlstm.nn._checks import Init, integer, rate, token_array, uniform_limit
+from fusedlstm.nn.module import lay_out
+
+if TYPE_CHECKING:
+    from fusedlstm.data import TextDecoder
+    from fusedlstm.training import History
+
+Float = NDArray[Any]
+Tokens = NDArray[np.int32]
+
+
+def _shapes(config: Mapping[str, Any], vocabulary_size: int | None) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the tensors of a model file."""
+    V = vocabulary_size or 0
+    E, H = config["embedding_size"], config["hidden_size"]
+    if config["tie_weights"]:
+        if E != H:
+            raise FormatError(f"config: tie_weights needs embedding_size = hidden_size, got {E} and {H}")
+    else:
+        yield "output.weight", (V, H)
+    yield "output.bias", (V,)
+    yield "embedding.weight", (V, E)
+    for layer in range(config["num_layers"]):
+        yield f"lstm.weight_ih_l{layer}", (4 * H, E if layer == 0 else H)
+        yield f"lstm.weight_hh_l{layer}", (4 * H, H)
+        yield f"lstm.bias_ih_l{layer}", (4 * H,)
+        yield f"lstm.bias_hh_l{layer}", (4 * H,)
+
+
+_RATE = Option(float, minimum=0.0, below=1.0)
+
+SCHEMA = ModelSchema(
+    "language_model",
+    {
+        "embedding_size": Option(int, minimum=1),
+        "hidden_size": Option(int, minimum=1),
+        "num_layers": Option(int, minimum=1),
+        "dropout": _RATE,
+        "embedding_dropout": _RATE,
+        "output_dropout": _RATE,
+        "tie_weights": Option(bool),
+        "dtype": Option(str, choices=("float32", "float64")),
+    },
+    _shapes,
+)
+
+# places of random numbers under one seed
+_EMBEDDING, _LSTM, _OUTPUT = 0, 1, 2
+_EMBEDDING_MASK, _OUTPUT_MASK = 0, 1
+
+
+class LanguageModel(Module):
+    r"""Next-token model: embedding, stacked LSTM, softmax over the vocabulary.
+
+    .. code-block:: text
+
+        e_t = dropout(embedding[token_t])                        (E,)
+        h_t = LSTM(e_t, h_{t-1}, c_{t-1})                        (H,)
+        p(token_{t+1} | token_1..t) = softmax(W dropout(h_t) + b)    (V,)
+
+    Parameters
+    ----------
+    vocabulary : Vocabulary
+        Between text and token ids; V is its size.
+    embedding_size : int, optional
+        E; ``hidden_size`` by default.
+    hidden_size : int
+        H, units of every layer.
+    num_layers : int
+        L.
+    dropout : float
+        Rate between layers, in [0, 1), as in PyTorch.
+    embedding_dropout : float
+        Rate on the embedding's output.
+    output_dropout : float, optional
+        Rate on the last layer's output; ``dropout`` by default.
+    tie_weights : bool
+        One matrix for embedding and output layer; needs E = H.
+    dtype : str
+        "float32" or "float64".
+    init : str or tuple
+        "torch": PyTorch's defaults of each layer (a tied matrix as an output layer); ("uniform", a): every
+        parameter from U(-a, a).
+    seed : int
+        Of the initial values.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option out of its range or of a wrong kind.
+
+    Notes
+    -----
+    A token costs about ``2 (4 H (E + H) + 8 H^2 (L - 1) + H V)`` FLOPs to predict and three times that to
+    train. Parameters: ``V E`` embedding, ``V (H + 1)`` output (``V`` if tied), and the LSTM's.
+
+    References
+    ----------
+    Zaremba, Sutskever and Vinyals, Recurrent neural network regularization, 2014.
+    Press and Wolf, Using the output embedding to improve language models, 2017 (tied weights).
+
+    Examples
+    --------
+    >>> from fusedlstm.data import Vocabulary
+    >>> from fusedlstm import LanguageModel
+    >>> text = "the quick brown fox jumps over the lazy dog. " * 20
+    >>> model = LanguageModel(Vocabulary.from_text(text, "char"), hidden_size=32, num_layers=1)
+    >>> history = model.fit(text, epochs=10, batch_size=4, window=16, lr=0.02, progress=False)
+    >>> len(history.epochs), model.evaluate(text) < 0.5
+    (10, True)
+    >>> model.generate("the quick ", max_new_tokens=9, greedy=True)
+    'brown fox'
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        embedding_size: int | None = None,
+        hidden_size: int,
+        num_layers: int = 2,
+        dropout: float = 0.0,
+        embedding_dropout: float = 0.0,
+        output_dropout: float | None = None,
+        tie_weights: bool = False,
+        dtype: str = "float32",
+        init: Init = "torch",
+        seed: int = 0,
+    ) -> None:
+        hidden_size = integer(hidden_size, "hidden_size", 1)
+        embedding_size = (
+            hidden_size if embedding_size is None else integer(embedding_size, "embedding_size", 1)
+        )
+        self.vocabulary = vocabulary
+        self.dropout = rate(dropout, "dropout")
+        self.embedding_dropout = rate(embedding_dropout, "embedding_dropout")
+        self.output_dropout = rate(dropout if output_dropout is None else output_dropout, "output_dropout")
+        self.tie_weights = bool(tie_weights)
+        if tie_weights and embedding_size != hidden_size:
+            raise ValueError(
+                "LanguageModel: tie_weights needs embedding_size = hidden_size, "
+                f"got {embedding_size} and {hidden_size}"
+            )
+        size = len(vocabulary)
+        limit = uniform_limit(init, hidden_size**-0.5, "LanguageModel")
+        self.embedding = Embedding(
+            size,
+            embedding_size,
+            dtype=dtype,
+            # a normal table as output layer would start with logits of size sqrt(H)
+            init=("uniform", limit) if tie_weights else init,
+            seed=derive_seed(seed, _EMBEDDING),
+        )
+        self.lstm = LSTM(
+            embedding_size,
+            hidden_size,
+            num_layers,
+            dropout=dropout,
+            return_state=True,
+            dtype=dtype,
+            init=init,
+            seed=derive_seed(seed, _LSTM),
+        )
+        self._packed_output: _core.PackedLinear | None = None
+        self._decoder: _core.LanguageModelDecoder | None = None
+        shapes: list[tuple[str, tuple[int, ...]]] = [("output.bias", (size,))]
+        if not tie_weights:
+            shapes.insert(0, ("output.weight", (size, hidden_size)))
+        super().__init__(dtype, lay_out(shapes), children={"embedding": self.embedding, "lstm": self.lstm})
+        generator = np.random.default_rng(derive_seed(seed, _OUTPUT))
+        for name, view in self.named_parameters().items():
+            if name.startswith("output."):
+                view[...] = generator.uniform(-limit, limit, view.shape)
+        self.mark_updated()
+
+    # what the parameters are packed into ----------------------------------------------------------------
+
+    def _drop_packed(self) -> None:
+        self._packed_output = None
+        self._decoder = None
+
+    @property
+    def _output_weight(self) -> Float:
+        return self.embedding.weight if self.tie_weights else self._view(self._parameters, "output.weight")
+
+    @property
+    def _output(self) -> _core.PackedLinear:
+        packed = self._packed_output
+        if packed is None:
+            bias = self._view(self._parameters, "output.bias")
+            packed = self._packed_output = _core.linear_pack(self._output_weight, bias)
+        return packed
+
+    def config(self) -> dict[str, Any]:
+        """Sizes and options, as plain JSON values: arguments of the constructor."""
+        return {
+            "embedding_size": self.embedding.embedding_dim,
+            "hidden_size": self.lstm.hidden_size,
+            "num_layers": self.lstm.num_layers,
+            "dropout": self.dropout,
+            "embedding_dropout": self.embedding_dropout,
+            "output_dropout": self.output_dropout,
+            "tie_weights": self.tie_weights,
+            "dtype": self.dtype,
+        }
+
+    # training -------------------------------------------------------------------------------------------
+
+    def zero_state(self, batch_size: int) -> tuple[Float, Float]:
+        """State ``(h, c)`` of zeros, each (L, N, H)."""
+        shape = (self.lstm.num_layers, batch_size, self.lstm.hidden_size)
+        return np.zeros(shape, self.dtype), np.zeros(shape, self.dtype)
+
+    def training_step(
+        self, inputs: Tokens, targets: Tokens, state: tuple[Float, Float], *, scale: float, seed: int
+    ) -> tuple[float, int, tuple[Float, Float]]:
+        """Forward and backward through one window; gradients are added to `gradients`.
+
+        Parameters
+        ----------
+        inputs, targets : int32 (N, T)
+            Token ids, and the ids that follow them.
+        state : (h, c)
+            Each (L, N, H), from the window before; no gradient flows into it.
+        scale : float
+            Factor on every gradient: ``1 / (N T)`` for the mean loss per token.
+        seed : int
+            Of this step's dropout masks.
+
+        Returns
+        -------
+        loss : float
+            Sum over the N·T predictions, in nats (not scaled).
+        count : int
+            Number of predictions.
+        state : (h, c)
+            After the window.
+        """
+        lstm, embedding, rows = self.lstm, self.embedding, inputs.size
+        masked = self.embedding_dropout > 0
+        mask_seed = derive_seed(seed, 0)
+        if masked:
+            vectors = _core.embedding_forward(embedding.weight, inputs.reshape(-1))
+            vectors = _core.dropout(vectors, self.embedding_dropout, mask_seed, _EMBEDDING_MASK)
+            (y, carry), tape = lstm.forward(
+                vectors.reshape(*inputs.shape, lstm.input_size), state=state, seed=seed
+            )
+        else:
+            (y, carry), tape = lstm.forward(inputs, state=state, embedding=embedding, seed=seed)
+        h = y.reshape(rows, lstm.hidden_size)
+        if self.output_dropout:
+            h = _core.dropout(h, self.output_dropout, mask_seed, _OUTPUT_MASK)
+        d_weight = embedding.d_weight if self.tie_weights else self._view(self._gradients, "output.weight")
+        total, count, dh = _core.linear_cross_entropy(
+            self._output,
+            h,
+            targets.reshape(-1),
+            scale=scale,
+            d_weight=d_weight,
+            d_bias=self._view(self._gradients, "output.bias"),
+            need_dx=True,
+        )
+        assert dh is not None  # it was asked for
+        if self.output_dropout:
+            dh = _core.dropout(dh, self.output_dropout, mask_seed, _OUTPUT_MASK)
+        dx = lstm.backward(tape, dh.reshape(y.shape))
+        if masked and dx is not None:
+            dx = _core.dropout(
+                dx.reshape(rows, lstm.input_size), self.embedding_dropout, mask_seed, _EMBEDDING_MASK
+            )
+            _core.embedding_backward(inputs.reshape(-1), dx, embedding.d_weight)
+        return total, count, carry
+
+    def fit(
+        self,
+        text: str | Tokens,
+        *,
+        validation: float | str | Tokens | None = None,
+        **options: Any,
+    ) -> History:
+        """Train on text or token ids.
+
+        Parameters
+        ----------
+        text : str or int32 (R,)
+            Training text, or its token ids.
+        validation : float, str or int32 array, optional
+            Text or tokens to measure the loss on after every epoch; a number in (0, 1) sets that part of
+            ``text`` aside, from its end.
+        **options
+            Those of `fusedlstm.training.fit`: epochs, batch_size, window, optimiser, lr, schedule, clip,
+            early_stopping, log, checkpoint, resume, progress, and so on.
+
+        Returns
+        -------
+        History
+            Losses per epoch.
+
+        Raises
+        ------
+        ValueError, OSError, FloatingPointError, KeyboardInterrupt
+            As `fusedlstm.training.fit`; also a token that is not in the vocabulary.
+        """
+        from fusedlstm.training import fit
+
+        tokens = self._tokens(text, "text")
+        held_out: Tokens | None = None
+        if isinstance(validation, float | int):
+            tokens, held_out = split_tokens(tokens, float(validation))
+        elif validation is not None:
+            held_out = self._tokens(validation, "validation")
+        return fit(self, tokens, validation=held_out, **options)
+
+    def evaluate(self, text: str | Tokens, *, batch_size: int = 1, window: int = 256) -> float:
+        """Mean loss over all predictions of a text, without dropout.
+
+        Parameters
+        ----------
+        text : str or int32 (R,)
+            At least two tokens: the first is only read, each other one is predicted.
+        batch_size : int
+            Number of equal lanes that the text is cut into. Each lane starts from the zero state, so 1
+            gives the exact loss and more are faster.
+        window : int
+            Steps per native call; it does not change the result.
+
+        Returns
+        -------
+        float
+            Nats per token. Divided by ln 2: bits; its exponential is the perplexity.
+
+        Raises
+        ------
+        ValueError
+            Fewer than two tokens; a token that is not in the vocabulary.
+        """
+        tokens = self._tokens(text, "text")
+        predictions = len(tokens) - 1
+        if predictions < 1:
+            raise ValueError(f"evaluate: text must have at least 2 tokens, got {len(tokens)}")
+        if batch_size < 1 or window < 1:
+            raise ValueError(f"evaluate: batch_size and window must be >= 1, got {batch_size} and {window}")
+        lanes = min(batch_size, predictions)
+        steps = -(-predictions // lanes)
+        # the last lane is filled up with predictions that are not counted
+        inputs = np.zeros((lanes, steps), np.int32)
+        targets = np.full((lanes, steps), -1, np.int32)
+        inputs.flat[:predictions], targets.flat[:predictions] = tokens[:-1], tokens[1:]
+        state = self.zero_state(lanes)
+        total = 0.0
+        for start in range(0, steps, window):
+            piece = np.ascontiguousarray(inputs[:, start : start + window])
+            y, state = self.lstm(piece, state=state, embedding=self.embedding)
+            loss, _, _ = _core.linear_cross_entropy(
+                self._output,
+                y.reshape(piece.size, self.lstm.hidden_size),
+                np.ascontiguousarray(targets[:, start : start + window]).reshape(-1),
+            )
+            total += loss
+        return total / predictions
+
+    def _tokens(self, text: str | Tokens, name: str) -> Tokens:
+        if isinstance(text, str | bytes):
+            return self.vocabulary.encode(text)
+        tokens = token_array(text, len(self.vocabulary), "LanguageModel", name)
+        if tokens.ndim != 1:
+            raise ValueError(f"LanguageModel: {name} must be text or token ids (R,), got {tokens.shape}")
+        return tokens
+
+    # generation -----------------------------------------------------------------------------------------
+
+    @property
+    def decoder(self) -> _core.LanguageModelDecoder:
+        """The native generation loop for the present parameters."""
+        decoder = self._decoder
+        if decoder is None:
+            decoder = self._decoder = _core.LanguageModelDecoder(
+                self.lstm.packed, self.embedding.weight, self._output
+            )
+        return decoder
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_k: int = ...,
+        top_p: float = ...,
+        greedy: bool = ...,
+        seed: int = ...,
+        stop: str | None = ...,
+    ) -> str: ...
+    @overload
+    def generate(
+        self,
+        prompt: list[str] | tuple[str, ...],
+        *,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_k: int = ...,
+        top_p: float = ...,
+        greedy: bool = ...,
+        seed: int = ...,
+        stop: str | None = ...,
+    ) -> list[str]: ...
+    def generate(
+        self,
+        prompt: str | list[str] | tuple[str, ...],
+        *,
+        max_new_tokens: int = 500,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        greedy: bool = False,
+        seed: int = 0,
+        stop: str | None = None,
+    ) -> str | list[str]:
+        """Continue one prompt, or several in one batch.
+
+        Parameters
+        ----------
+        prompt : str or list of str
+            Text to continue, not empty. Prompts of a batch may have different lengths.
+        max_new_tokens : int
+            Characters, bytes or words to write.
+        temperature, top_k, top_p, greedy
+            How tokens are chosen, see `Sampling`.
+        seed : int
+            Prompt b of a batch gets what it would get alone with seed ``seed + b``.
+        stop : str, optional
+            One token; a text ends after it.
+
+        Returns
+        -------
+        str or list of str
+            The continuations, without the prompts.
+
+        Raises
+        ------
+        ValueError
+            An option out of its range; an empty prompt; a character that is not in the vocabulary, with its
+            position.
+
+        Notes
+        -----
+        One native call; about ``2 (4 H (H + H) L - 4 H E + H V)`` FLOPs per token and sequence.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        encoded = [
+            self._prompt(text, f"prompt {index}: " if len(prompts) > 1 else "")
+            for index, text in enumerate(prompts)
+        ]
+        sampling = Sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            greedy=greedy,
+            seed=seed,
+            stop_token=self._stop_token(stop),
+        )
+        if not prompts:
+            return []
+        tokens, lengths, *_ = self.decoder.generate(
+            np.concatenate(encoded),
+            np.array([len(ids) for ids in encoded], np.int32),
+            seeds=sampling.seeds(len(prompts)),
+            **sampling.core(),
+        )
+        texts = []
+        for ids, row, length in zip(encoded, tokens, lengths, strict=True):
+            decoder = self._text_decoder(ids)
+            texts.append(decoder.push_many(row[:length]) + decoder.finish())
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 500,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        greedy: bool = False,
+        seed: int = 0,
+        stop: str | None = None,
+    ) -> TextStream:
+        """Iterate over the pieces of a continuation as they come; joined they are what `generate` returns.
+
+        Parameters and errors are those of `generate`, for one prompt; errors come at the call, not at the
+        first piece. Closing the iterator stops the native loop.
+
+        Examples
+        --------
+        >>> from fusedlstm.data import Vocabulary
+        >>> from fusedlstm import LanguageModel
+        >>> model = LanguageModel(Vocabulary.from_text("abc", "char"), hidden_size=8, num_layers=1)
+        >>> "".join(model.stream("ab", max_new_tokens=5)) == model.generate("ab", max_new_tokens=5)
+        True
+        """
+        ids = self._prompt(prompt, "")
+        sampling = Sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            greedy=greedy,
+            seed=seed,
+            stop_token=self._stop_token(stop),
+        )
+        return TextStream(self.decoder, ids, sampling, self._text_decoder(ids))
+
+    def _text_decoder(self, prompt: Tokens) -> TextDecoder:
+        """A decoder that has read the prompt, so that a word that follows one starts with a space."""
+        decoder = self.vocabulary.decoder()
+        decoder.push_many(prompt)
+        return decoder
+
+    def _prompt(self, text: str, who: str) -> Tokens:
+        try:
+            ids = self.vocabulary.encode(text)
+        except ValueError as error:
+            raise ValueError(f"{who}{error}") from None
+        if not len(ids):
+            raise ValueError(f"{who}prompt must have at least one {self.vocabulary.kind}, got {text!r}")
+        return ids
+
+    def _stop_token(self, stop: str | None) -> int:
+        if stop is None:
+            return -1
+        ids = self.vocabulary.encode(stop)
+        if len(ids) != 1:
+            raise ValueError(
+                f"stop must be one token of the {self.vocabulary.kind} vocabulary, got {stop!r} "
+                f"({len(ids)} tokens)"
+            )
+        if ids[0] == self.vocabulary.unknown and self.vocabulary.symbols[ids[0]] != stop.strip():
+            raise ValueError(f"stop must be a word of the vocabulary, got {stop!r}")
+        return int(ids[0])
+
+    # files ----------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write parameters, configuration and vocabulary to one safetensors file, atomically.
+
+        Raises
+        ------
+        OSError
+            Disk full, no permission: names the path; a file that was there is untouched.
+        """
+        save_model(path, self.named_parameters(), self.config(), self.vocabulary, schema=SCHEMA)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LanguageModel:
+        """Read a model that `save` wrote.
+
+        Raises
+        ------
+        FormatError
+            Truncated, damaged, foreign or inconsistent file.
+        OSError
+            The file cannot be read.
+        """
+        file = load_model(path, SCHEMA)
+        assert file.vocabulary is not None  # the schema asks for one
+        model = cls(file.vocabulary, **file.config)
+        model.load_state_dict(file.tensors)
+        return model

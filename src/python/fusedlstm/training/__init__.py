@@ -1,0 +1,26 @@
+"""Training: optimisers, learning-rate schedules, the fit loop, checkpoints, logs and plots."""
+
+from fusedlstm.training.checkpoint import Checkpoint
+from fusedlstm.training.fit import History, fit
+from fusedlstm.training.log import TrainingLog, read_log
+from fusedlstm.training.optimisers import SGD, Adam, AdamW, Optimiser
+from fusedlstm.training.plot import plot_log
+from fusedlstm.training.schedules import Constant, Cosine, Plateau, Schedule, StepDecay
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Checkpoint",
+    "Constant",
+    "Cosine",
+    "History",
+    "Optimiser",
+    "Plateau",
+    "Schedule",
+    "StepDecay",
+    "TrainingLog",
+    "fit",
+    "plot_log",
+    "read_log",
+]

@@ -1,0 +1,222 @@
+"""Threads, signals and forks around native calls."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import cases
+import numpy as np
+import pytest
+
+from fusedlstm import _core
+
+LONG = """
+import sys
+import numpy as np
+from fusedlstm import _core
+_core.set_num_threads({threads})
+def lstm(I, H, L):
+    lstm = _core.LSTM(I, H, num_layers=L)
+    return lstm.pack(np.zeros(lstm.num_parameters, "float32"))
+def ready():
+    print("ready", flush=True)
+"""
+CALLS = {  # each runs for much longer than the test waits
+    "lstm_forward": """
+p = lstm(8, 256, 8)
+x = np.zeros((1, 60_000, 8), "float32")
+ready()
+_core.lstm_forward(p, x)
+""",
+    "lstm_forward_tape": """
+p = lstm(8, 256, 1)
+x = np.zeros((16, 10_000, 8), "float32")
+ready()
+_core.lstm_forward_tape(p, x)
+""",
+    "lstm_backward": """
+p = lstm(8, 256, 1)
+x = np.zeros((1, 25_000, 8), "float32")
+y, h, c, tape = _core.lstm_forward_tape(p, x)
+ready()
+_core.lstm_backward(p, tape, y, gradients=np.zeros(p.lstm.num_parameters, "float32"))
+""",
+    "generate": """
+p = lstm(8, 512, 4)
+output = _core.linear_pack(np.zeros((65, 512), "float32"))
+d = _core.LanguageModelDecoder(p, np.zeros((65, 8), "float32"), output)
+ready()
+d.generate(np.zeros(1, "int32"), np.ones(1, "int32"), max_new_tokens=1_000_000, seeds=np.zeros(1, "uint64"))
+""",
+    "linear_cross_entropy": """
+p = _core.linear_pack(np.zeros((20_000, 512), "float32"))
+x = np.zeros((40_000, 512), "float32")
+ready()
+_core.linear_cross_entropy(p, x, np.zeros(40_000, "int32"), need_dx=True)
+""",
+}
+
+
+def python(code, **options):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", code], **pipes, **options)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ctrl_c_within_a_second(call, threads):
+    with python(LONG.format(threads=threads) + CALLS[call]) as process:
+        assert process.stdout.readline() == "ready\n", process.stderr.read()
+        time.sleep(0.3)
+        assert process.poll() is None, "the call was over before it could be interrupted"
+        process.send_signal(signal.SIGINT)
+        start = time.perf_counter()
+        _, errors = process.communicate(timeout=60)
+        assert time.perf_counter() - start < 1
+    assert errors.rstrip().endswith("KeyboardInterrupt"), errors
+    assert process.returncode != 0
+
+
+def long_call():
+    """About half a second of native work."""
+    m = cases.model(I=8, H=256, L=2)
+    x = np.zeros((1, 3000, 8), np.float32)
+    return lambda: _core.lstm_forward(m.packed, x)
+
+
+def test_another_thread_advances_during_a_call():
+    call, stamps, stop = long_call(), [], threading.Event()
+
+    def advance():
+        while not stop.wait(0.002):
+            stamps.append(time.perf_counter())
+
+    other = threading.Thread(target=advance)
+    other.start()
+    start = time.perf_counter()
+    call()
+    end = time.perf_counter()
+    stop.set()
+    other.join()
+    assert end - start > 0.05
+    assert sum(start + 0.01 < stamp < end - 0.01 for stamp in stamps) >= 5
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_several_threads_on_one_model(dtype, threads, count):
+    """Python threads share packed weights; each gets the bits it gets alone."""
+    threads(count)
+    m = cases.model(I=5, H=37, L=2, D=2, dtype=dtype)
+    batches = [cases.batch(m, N=1 + 5 * k, T=6, ragged=k % 2 == 1, seed=k) for k in range(6)]
+    alone = [cases.run(m, b) for b in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda b: cases.run(m, b), batches * 8))
+    for k, result in enumerate(together):
+        for one, other in zip(alone[k % 6].everything(), result.everything(), strict=True):
+            cases.assert_same_bits(one, other)
+
+
+def test_changing_the_number_of_threads_while_others_work(threads):
+    m = cases.model(I=5, H=70)
+    b = cases.batch(m, N=40, T=5)
+    alone = cases.run(m, b)
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(cases.run, m, b) for _ in range(60)]
+        for count in (1, 2, 3, 1, 4, 2) * 5:
+            threads(count)
+            time.sleep(0.001)
+        results = [future.result() for future in running]
+    for result in results:
+        for one, other in zip(alone.everything(), result.everything(), strict=True):
+            cases.assert_same_bits(one, other)
+
+
+def test_fork_after_use():
+    """A child made by fork after native threads have run computes the same, with threads of its own."""
+    code = """
+import os, signal
+import numpy as np
+from fusedlstm import _core
+_core.set_num_threads(2)
+lstm = _core.LSTM(64, 128)
+p = lstm.pack(np.random.default_rng(0).standard_normal(lstm.num_parameters).astype("float32"))
+x = np.random.default_rng(1).standard_normal((64, 20, 64)).astype("float32")
+before = _core.lstm_forward(p, x)[0]
+child = os.fork()
+after = _core.lstm_forward(p, x)[0]
+same = before.tobytes() == after.tobytes()
+if not child:
+    signal.alarm(20)
+    os._exit(0 if same and _core.num_threads() == 2 else 3)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert same
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_exit_while_a_thread_works():
+    """The interpreter ends cleanly while a daemon thread is inside a native call."""
+    code = LONG.format(threads=2) + (
+        "import threading, time\n"
+        "p = lstm(8, 256, 8)\n"
+        "x = np.zeros((1, 20_000, 8), 'float32')\n"
+        "threading.Thread(target=_core.lstm_forward, args=(p, x), daemon=True).start()\n"
+        "time.sleep(0.3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        ({"FUSEDLSTM_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "5"}, 5),
+        ({"FUSEDLSTM_NUM_THREADS": "3", "OMP_NUM_THREADS": "5"}, 3),
+    ],
+    ids=str,
+)
+def test_number_of_threads_from_the_environment(monkeypatch, environment, wanted):
+    for name in ("FUSEDLSTM_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with python("from fusedlstm import _core; print(_core.num_threads())") as process:
+        output, errors = process.communicate()
+    assert output == f"{wanted}\n", errors
+
+
+def test_number_of_threads_from_the_affinity(monkeypatch):
+    monkeypatch.delenv("FUSEDLSTM_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    code = (
+        "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
+        "from fusedlstm import _core; print(_core.num_threads())"
+    )
+    with python(code) as process:
+        output, errors = process.communicate()
+    assert output == "1\n", errors
+
+
+def test_instruction_set_from_the_environment(monkeypatch):
+    for level in _core.isa_levels():
+        monkeypatch.setenv("FUSEDLSTM_ISA", level)
+        with python("from fusedlstm import _core; print(_core.isa())") as process:
+            output, errors = process.communicate()
+        assert output == f"{level}\n", errors
+    monkeypatch.delenv("FUSEDLSTM_ISA")
+    with python("from fusedlstm import _core; print(_core.isa() == _core.isa_levels()[-1])") as process:
+        assert process.communicate()[0] == "True\n"
+
+
+def test_runtime_information():
+    assert set(_core.isa_levels()) <= set(_core.isa_compiled())
+    assert _core.isa() in _core.isa_levels()
+    assert _core.cpu_info()
+    assert _core.build_info()

@@ -1,0 +1,229 @@
+// The kernels of one level against scalar code: products bit for bit, functions within their bounds.
+#include <algorithm>
+#include <limits>
+
+#include "check.h"
+
+namespace fusedlstm_tests {
+namespace {
+
+using fusedlstm::CellBackward;
+using fusedlstm::CellForward;
+using fusedlstm::Gemm;
+using fusedlstm::GemmTransposed;
+using fusedlstm::Kernels;
+using fusedlstm::Level;
+
+ptrdiff_t round_up(ptrdiff_t n, ptrdiff_t unit) { return (n + unit - 1) / unit * unit; }
+
+template <class T>
+std::string name_of(const Level& level, const char* what) {
+  return std::string(level.name) + " " + type_name<T>() + " " + what;
+}
+
+// C = init + A B, every element one chain of fused multiply-adds in the order of k; strides larger than the
+// rows.
+template <class T>
+void test_gemm(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, bool with_init) {
+  const Kernels<T>& kernels = table_of<T>(level);
+  Values values(static_cast<uint32_t>(M * 10007 + N * 101 + K));
+  const ptrdiff_t a_row = K + 3, c_row = N + 5;
+  const auto a = values.vector<T>(M * a_row), b = values.vector<T>(K * N), init = values.vector<T>(N);
+  std::vector<T> panels(static_cast<size_t>(K * round_up(N, kernels.panel)));
+  std::vector<T> c = values.vector<T>(M * c_row), expected = c;
+  kernels.pack(K, N, b.data(), 1, K, panels.data());  // B comes transposed, as (N, K)
+  kernels.gemm({.M = M,
+                .N = N,
+                .K = K,
+                .a = a.data(),
+                .a_row = a_row,
+                .b = panels.data(),
+                .init = with_init ? init.data() : nullptr,
+                .init_row = 0,
+                .c = c.data(),
+                .c_row = c_row});
+  for (ptrdiff_t m = 0; m < M; ++m)
+    for (ptrdiff_t n = 0; n < N; ++n) {
+      T sum = with_init ? init[n] : T(0);
+      for (ptrdiff_t k = 0; k < K; ++k) sum = std::fma(a[m * a_row + k], b[n * K + k], sum);
+      expected[m * c_row + n] = sum;
+    }
+  expect(same_bits(c, expected), name_of<T>(level, "gemm") + " M=" + std::to_string(M) +
+                                     " N=" + std::to_string(N) + " K=" + std::to_string(K));
+}
+
+// C += A^T B over gathered rows, in their order.
+template <class T>
+void test_gemm_transposed(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t R, bool gathered) {
+  const Kernels<T>& kernels = table_of<T>(level);
+  Values values(static_cast<uint32_t>(M * 10007 + N * 101 + R));
+  const auto a = values.vector<T>(R * M), b = values.vector<T>(R * N);
+  std::vector<int32_t> rows(static_cast<size_t>(R));
+  for (ptrdiff_t r = 0; r < R; ++r) rows[r] = static_cast<int32_t>((r * 7 + 3) % R);
+  std::vector<T> c = values.vector<T>(M * N), expected = c;
+  std::vector<T> scratch(static_cast<size_t>(fusedlstm::transposed_scratch(N, kernels.panel)));
+  kernels.gemm_transposed({.M = M,
+                           .N = N,
+                           .R = R,
+                           .a = a.data(),
+                           .a_row = M,
+                           .a_rows = gathered ? rows.data() : nullptr,
+                           .b = b.data(),
+                           .b_row = N,
+                           .b_rows = nullptr,
+                           .c = c.data(),
+                           .c_row = N,
+                           .scratch = scratch.data()});
+  for (ptrdiff_t m = 0; m < M; ++m)
+    for (ptrdiff_t n = 0; n < N; ++n)
+      for (ptrdiff_t r = 0; r < R; ++r)
+        expected[m * N + n] =
+            std::fma(a[(gathered ? rows[r] : r) * M + m], b[r * N + n], expected[m * N + n]);
+  expect(same_bits(c, expected), name_of<T>(level, "gemm_transposed") + " M=" + std::to_string(M) +
+                                     " N=" + std::to_string(N) + " R=" + std::to_string(R));
+}
+
+long double sigmoid(long double x) { return 1 / (1 + std::exp(-x)); }
+
+// Largest error of one element, in units in the last place of the expected value.
+template <class T>
+double ulps(T actual, long double expected) {
+  const long double magnitude = std::max<long double>(std::abs(expected), std::numeric_limits<T>::min());
+  const long double ulp = std::ldexp(1.0L, std::ilogb(magnitude) - (std::numeric_limits<T>::digits - 1));
+  return static_cast<double>(std::abs(static_cast<long double>(actual) - expected) / ulp);
+}
+
+template <class T>
+void test_function(const Level& level, const char* name, void (*kernel)(ptrdiff_t, const T*, T*),
+                   long double (*exact)(long double), double bound, T low, T high) {
+  // Every length up to three vectors at once with a sweep, so that each lane and each tail is visited.
+  const ptrdiff_t lanes = table_of<T>(level).lanes;
+  std::vector<T> x;
+  constexpr int kPoints = 20011;
+  for (int k = 0; k < kPoints; ++k) x.push_back(low + (high - low) * static_cast<T>(k) / kPoints);
+  std::vector<T> y(x.size());
+  double worst = 0;
+  size_t position = 0;
+  for (ptrdiff_t n = 1; position < x.size(); n = n % (3 * lanes) + 1) {
+    const ptrdiff_t count = std::min<ptrdiff_t>(n, static_cast<ptrdiff_t>(x.size() - position));
+    kernel(count, x.data() + position, y.data() + position);
+    position += static_cast<size_t>(count);
+  }
+  for (size_t k = 0; k < x.size(); ++k) worst = std::max(worst, ulps(y[k], exact(x[k])));
+  expect(worst <= bound,
+         name_of<T>(level, name) + ": " + std::to_string(worst) + " ulp, bound " + std::to_string(bound));
+}
+
+template <class T>
+void test_functions(const Level& level) {
+  const Kernels<T>& kernels = table_of<T>(level);
+  const T edge = sizeof(T) == 4 ? T(87) : T(708);
+  using Exact = long double (*)(long double);
+  test_function<T>(level, "exp", kernels.exp, static_cast<Exact>(std::exp), 2, -edge, edge);
+  test_function<T>(level, "log", kernels.log, static_cast<Exact>(std::log), 2, T(1e-3), T(1e3));
+  test_function<T>(level, "sigmoid", kernels.sigmoid, sigmoid, 4, -edge, edge);
+  test_function<T>(level, "tanh", kernels.tanh, static_cast<Exact>(std::tanh), 4, T(-12), T(12));
+}
+
+// Forward and backward of the cell against its formulas in long double.
+template <class T>
+void test_cell(const Level& level, ptrdiff_t M, ptrdiff_t H) {
+  const Kernels<T>& kernels = table_of<T>(level);
+  const ptrdiff_t P = round_up(H, kernels.lanes);
+  Values values(static_cast<uint32_t>(M * 1009 + H));
+  const auto weight = values.vector<T>(4 * H * H), input = values.vector<T>(M * 4 * P);
+  const auto h_prev = values.vector<T>(M * P), c_prev = values.vector<T>(M * P);
+  std::vector<T> packed(static_cast<size_t>(4 * P * H)), gates(static_cast<size_t>(M * 4 * P));
+  std::vector<T> c(static_cast<size_t>(M * P)), h(static_cast<size_t>(M * P));
+  kernels.pack_recurrent(H, P, weight.data(), packed.data());
+  kernels.cell_forward({.M = M,
+                        .H = H,
+                        .H_pad = P,
+                        .unit_begin = 0,
+                        .unit_end = P,
+                        .h_prev = h_prev.data(),
+                        .h_row = P,
+                        .recurrent = packed.data(),
+                        .input = input.data(),
+                        .input_row = 4 * P,
+                        .gates = gates.data(),
+                        .gates_row = 4 * P,
+                        .c_prev = c_prev.data(),
+                        .c = c.data(),
+                        .c_row = P,
+                        .h = h.data()});
+
+  const double bound = (sizeof(T) == 4 ? 2e-6 : 4e-15) * std::max<double>(1, H / 16.0);
+  const auto dh = values.vector<T>(M * P), dy = values.vector<T>(M * P), dc_next = values.vector<T>(M * P);
+  std::vector<T> d_gates = gates, dc = dc_next;
+  kernels.cell_backward({.M = M,
+                         .H_pad = P,
+                         .unit_begin = 0,
+                         .unit_end = P,
+                         .gates = d_gates.data(),
+                         .gates_row = 4 * P,
+                         .c_prev = c_prev.data(),
+                         .c = c.data(),
+                         .c_row = P,
+                         .dh = dh.data(),
+                         .dc = dc.data(),
+                         .d_row = P,
+                         .dy = dy.data(),
+                         .dy_row = P});
+
+  double forward = 0, backward = 0;
+  for (ptrdiff_t m = 0; m < M; ++m)
+    for (ptrdiff_t u = 0; u < H; ++u) {
+      long double a[4];
+      for (ptrdiff_t gate = 0; gate < 4; ++gate) {
+        a[gate] = input[(m * 4 + gate) * P + u];
+        for (ptrdiff_t k = 0; k < H; ++k)
+          a[gate] += static_cast<long double>(h_prev[m * P + k]) * weight[(gate * H + u) * H + k];
+      }
+      const long double i = sigmoid(a[0]), f = sigmoid(a[1]), g = std::tanh(a[2]), o = sigmoid(a[3]);
+      const long double c_t = f * c_prev[m * P + u] + i * g, t = std::tanh(c_t);
+      const auto error = [](T actual, long double wanted) {
+        return static_cast<double>(std::abs(actual - wanted));
+      };
+      const T* actual = gates.data() + m * 4 * P + u;
+      forward = std::max({forward, error(actual[0], i), error(actual[P], f), error(actual[2 * P], g),
+                          error(actual[3 * P], o), error(c[m * P + u], c_t), error(h[m * P + u], o * t)});
+
+      const long double d = static_cast<long double>(dh[m * P + u]) + dy[m * P + u];
+      const long double d_c = dc_next[m * P + u] + d * o * (1 - t * t);
+      actual = d_gates.data() + m * 4 * P + u;
+      backward = std::max({backward, error(actual[0], d_c * g * i * (1 - i)),
+                           error(actual[P], d_c * c_prev[m * P + u] * f * (1 - f)),
+                           error(actual[2 * P], d_c * i * (1 - g * g)),
+                           error(actual[3 * P], d * t * o * (1 - o)), error(dc[m * P + u], d_c * f)});
+    }
+  const std::string where = " M=" + std::to_string(M) + " H=" + std::to_string(H);
+  expect(forward <= bound, name_of<T>(level, "cell_forward") + where + ": error " +
+                               std::to_string(forward / bound) + " of the bound");
+  expect(backward <= 2 * bound, name_of<T>(level, "cell_backward") + where + ": error " +
+                                    std::to_string(backward / bound / 2) + " of the bound");
+}
+
+template <class T>
+void test_all(const Level& level) {
+  const ptrdiff_t lanes = table_of<T>(level).lanes;
+  for (ptrdiff_t M : {0, 1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 29})
+    for (ptrdiff_t N : {ptrdiff_t{1}, lanes - 1, lanes + 1, 2 * lanes, 6 * lanes + 3, 17 * lanes})
+      for (ptrdiff_t K : {0, 1, 7, 33}) test_gemm<T>(level, M, N, K, (M + N + K) % 2 == 0);
+  test_gemm<T>(level, 300, 3 * lanes, 400, true);  // more than one block of rows
+  for (ptrdiff_t M : {1, 5, 13, 64, 70})
+    for (ptrdiff_t N : {ptrdiff_t{1}, 2 * lanes + 1})
+      for (ptrdiff_t R : {0, 1, 17, 400, 800}) test_gemm_transposed<T>(level, M, N, R, (M + R) % 2 == 0);
+  for (ptrdiff_t M : {1, 2, 3, 6, 14})
+    for (ptrdiff_t H = 1; H <= 2 * lanes + 3; ++H) test_cell<T>(level, M, H);
+  test_functions<T>(level);
+}
+
+}  // namespace
+
+void test_kernels(const Level& level) {
+  test_all<float>(level);
+  test_all<double>(level);
+}
+
+}  // namespace fusedlstm_tests

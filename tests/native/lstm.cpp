@@ -1,0 +1,102 @@
+// Forward and backward of whole LSTMs on fixed problems: the same bits for any number of threads.
+// N sequences, T steps, I inputs, H hidden units, L layers, D directions, V token ids.
+#include "lstm/lstm.h"
+
+#include "check.h"
+#include "runtime/threads.h"
+
+namespace fusedlstm_tests {
+namespace {
+
+using namespace fusedlstm;
+
+struct Problem {
+  const char* name;
+  ptrdiff_t N, T, I, H, L;
+  bool bidirectional, ragged;
+  double dropout;
+  ptrdiff_t V;  // 0: dense input
+};
+
+// Many sequences are shared out by sequence, few by hidden unit; weight gradients are summed over more than
+// one block of rows. Small, because an emulator runs them.
+constexpr Problem kProblems[] = {
+    {"few sequences", 5, 9, 7, 35, 2, true, true, 0.25, 0},
+    {"many sequences", 49, 4, 17, 21, 1, false, true, 0.0, 0},
+    {"token input", 9, 6, 18, 37, 2, false, false, 0.5, 11},
+    {"long reduction", 3, 140, 4, 16, 1, true, false, 0.0, 0},
+};
+
+std::vector<int32_t> integers(ptrdiff_t size, int32_t below, uint32_t seed) {
+  Values values(seed);
+  std::vector<int32_t> result(static_cast<size_t>(size));
+  for (int32_t& value : result) value = static_cast<int32_t>((values.next() + 1) / 2 * below);
+  return result;
+}
+
+// One training pass. Adds all outputs and gradients to `hash`.
+template <class T>
+void run(const Problem& p, Hash* hash) {
+  const LstmShape shape{p.I, p.H, p.L, p.bidirectional, true};
+  const ptrdiff_t outputs = p.N * p.T * shape.outputs(), states = p.L * shape.directions() * p.N * p.H;
+  Values values(static_cast<uint32_t>(p.N * 1000 + p.T));
+  const auto parameters = values.vector<T>(parameter_count(shape));
+  const auto x = values.vector<T>(p.N * p.T * p.I), embedding = values.vector<T>(p.V * p.I);
+  const auto h0 = values.vector<T>(states), c0 = values.vector<T>(states);
+  const auto dy = values.vector<T>(outputs), dh_n = values.vector<T>(states), dc_n = values.vector<T>(states);
+  std::vector<int32_t> lengths = integers(p.N, static_cast<int32_t>(p.T + 1), 3);  // 0 and T included
+  lengths[0] = 0;
+  const std::vector<int32_t> tokens = integers(p.N * p.T, static_cast<int32_t>(p.V), 4);
+  const int32_t* const given_lengths = p.ragged ? lengths.data() : nullptr;
+
+  const auto packed = pack_weights<T>(shape, parameters.data(), true);
+  LstmInput<T> input{.x = x.data()};
+  if (p.V) input = {.tokens = tokens.data(), .embedding = embedding.data()};
+  std::vector<T> y(static_cast<size_t>(outputs)), h_n(h0.size()), c_n(c0.size());
+  const auto tape = lstm_forward_tape<T>(packed, p.N, p.T, given_lengths, input, {h0.data(), c0.data()},
+                                         static_cast<T>(p.dropout), 1234567890123u,
+                                         {y.data(), h_n.data(), c_n.data()}, nullptr);
+  if (p.dropout == 0) {
+    std::vector<T> y_inference(y.size()), h_inference(h_n.size()), c_inference(c_n.size());
+    lstm_forward<T>(packed, p.N, p.T, given_lengths, input, {h0.data(), c0.data()},
+                    {y_inference.data(), h_inference.data(), c_inference.data()}, nullptr);
+    expect(same_bits(y, y_inference) && same_bits(h_n, h_inference) && same_bits(c_n, c_inference),
+           std::string(p.name) + ": inference and training forward differ");
+  }
+  auto gradients = values.vector<T>(static_cast<ptrdiff_t>(parameters.size()));  // added to
+  auto d_embedding = values.vector<T>(static_cast<ptrdiff_t>(embedding.size()));
+  std::vector<T> dx(p.V ? 0 : x.size()), dh0(h0.size()), dc0(c0.size());
+  lstm_backward<T>(packed, *tape, dy.data(), dh_n.data(), dc_n.data(),
+                   {gradients.data(), p.V ? d_embedding.data() : nullptr, p.V ? nullptr : dx.data(),
+                    dh0.data(), dc0.data()},
+                   nullptr);
+  for (const auto* values_of : {&y, &h_n, &c_n, &gradients, &d_embedding, &dx, &dh0, &dc0})
+    hash->add(*values_of);
+}
+
+template <class T>
+void test_type(const Level& level, int max_threads, std::vector<std::string>* hashes) {
+  for (const Problem& p : kProblems) {
+    uint64_t first = 0;
+    for (const int threads : {1, max_threads}) {
+      set_num_threads(threads);
+      Hash hash;
+      run<T>(p, &hash);
+      if (threads == 1) first = hash.value();
+      expect(hash.value() == first, std::string(level.name) + " " + type_name<T>() + " " + p.name + ": " +
+                                        std::to_string(threads) + " threads compute other bits than one");
+    }
+    char text[20];
+    std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(first));
+    hashes->push_back(std::string(type_name<T>()) + " " + text + " " + p.name);
+  }
+}
+
+}  // namespace
+
+void test_lstm(const Level& level, int max_threads, std::vector<std::string>* hashes) {
+  test_type<float>(level, max_threads, hashes);
+  test_type<double>(level, max_threads, hashes);
+}
+
+}  // namespace fusedlstm_tests

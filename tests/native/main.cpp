@@ -1,0 +1,67 @@
+// Checks the C++ core without Python: for cross builds under an emulator, and for ThreadSanitizer.
+//
+//   fusedlstm_native_tests [--level NAME|highest] [--threads N] [--hashes]
+//
+// Every level that the machine runs is checked against scalar code, and the LSTM's outputs and gradients on a
+// fixed problem must be the same bits on every level and any number of threads. --hashes prints only the
+// hashes of those bits, one line per level and type, for comparison with another build or machine.
+#include <algorithm>
+#include <cstdlib>
+#include <exception>
+#include <string_view>
+
+#include "check.h"
+#include "runtime/cpu.h"
+
+namespace {
+
+int run(const std::string& only, int max_threads, bool hashes_only) {
+  using namespace fusedlstm_tests;
+  std::vector<std::string> first;  // hashes of the first level
+  bool found = false;
+  const std::vector<const fusedlstm::Level*> levels = fusedlstm::runnable_levels();
+  for (const fusedlstm::Level* level : levels) {
+    if (!only.empty() && only != level->name && !(only == "highest" && level == levels.back())) continue;
+    found = true;
+    if (!hashes_only) test_kernels(*level);
+    fusedlstm::set_level(level->name);
+    std::vector<std::string> hashes;
+    test_lstm(*level, max_threads, &hashes);
+    for (const std::string& hash : hashes) std::printf("%s %s\n", level->name, hash.c_str());
+    if (first.empty()) first = hashes;
+    expect(hashes == first, std::string(level->name) + " computes other bits than the first level");
+  }
+  if (!found) {
+    std::fprintf(stderr, "level '%s' does not exist or cannot run here\n", only.c_str());
+    return 2;
+  }
+  if (!hashes_only || failures) std::printf(failures ? "%d failures\n" : "native tests passed\n", failures);
+  return failures ? 1 : 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::string level;
+  int threads = 3;
+  bool hashes_only = false;
+  for (int k = 1; k < argc; ++k) {
+    const std::string_view option = argv[k];
+    if (option == "--hashes") {
+      hashes_only = true;
+    } else if (option == "--level" && k + 1 < argc) {
+      level = argv[++k];
+    } else if (option == "--threads" && k + 1 < argc) {
+      threads = std::max(1, std::atoi(argv[++k]));
+    } else {
+      std::fprintf(stderr, "usage: %s [--level NAME|highest] [--threads N] [--hashes]\n", argv[0]);
+      return 2;
+    }
+  }
+  try {
+    return run(level, threads, hashes_only);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}
