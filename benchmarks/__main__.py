@@ -35,10 +35,8 @@ def main() -> int:
         if name == "import_time":
             for record in import_time.measure(3 if arguments.quick else 11):
                 records.append(record)
-                print(
-                    f"import {record['case']:<14} {1e3 * record['seconds']['median']:.1f} ms beyond numpy",
-                    flush=True,
-                )
+                milliseconds = 1e3 * record["seconds"]["median"]
+                print(f"{record['case']:<36} {milliseconds:8.1f} ms beyond numpy", flush=True)
             continue
         for threads in arguments.threads:
             for record in BENCHMARKS[name](threads, arguments.quick):

@@ -9,7 +9,7 @@ import torch
 import fusedlstm
 from fusedlstm.data import Vocabulary
 
-CHARACTERS = string.ascii_letters + "0123456789.,\n"
+CHARACTERS = string.ascii_letters + "0123456789 ,\n"
 VOCABULARY, HIDDEN, LAYERS = len(CHARACTERS), 512, 2
 
 

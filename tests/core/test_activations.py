@@ -8,7 +8,7 @@ from tolerances import ACTIVATION_ABSOLUTE, assert_ulp
 from fusedlstm import _core
 
 WIDER = {"float32": np.float64, "float64": np.longdouble}
-SWEEP = 200_001
+SWEEP = 100_001
 
 
 def exact(name, x):

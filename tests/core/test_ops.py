@@ -14,8 +14,14 @@ def normal(rng, dtype, *shape):
     return rng.standard_normal(shape).astype(dtype)
 
 
-@pytest.mark.parametrize("R", [0, 1, 5, 70])
-@pytest.mark.parametrize(("I", "O"), [(1, 1), (3, 17), (16, 64), (33, 65), (290, 9)])
+@pytest.mark.parametrize(
+    ("R", "I", "O"),
+    [
+        *[(R, I, O) for R in (0, 1, 5, 70) for I, O in ((1, 1), (3, 17), (16, 64), (33, 65), (290, 9))],
+        (600, 290, 9),  # more rows than one block of x, and of the weight gradient
+        (3, 33, 200),
+    ],
+)
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear(isa, dtype, rng, R, I, O, bias):
     x, weight, dy = normal(rng, dtype, R, I), normal(rng, dtype, O, I), normal(rng, dtype, R, O)
@@ -58,8 +64,10 @@ def test_embedding(isa, dtype, rng, R, E):
     cases.assert_same_bits(d_weight, wanted)
 
 
-@pytest.mark.parametrize("R", [0, 1, 6, 70])
-@pytest.mark.parametrize("V", [1, 2, 17, 65, 300])
+@pytest.mark.parametrize(
+    ("R", "V"),
+    [*[(R, V) for R in (0, 1, 6, 70) for V in (1, 2, 17, 65, 300)], (2300, 5)],  # three blocks of rows
+)
 @pytest.mark.parametrize("ignored", [False, True])
 def test_cross_entropies(isa, dtype, rng, R, V, ignored):
     """Both cross entropies against the specification; `scale` multiplies every gradient and not the loss."""

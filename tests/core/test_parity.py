@@ -72,10 +72,10 @@ def test_every_stack(isa, dtype, L, D, bias, ragged):
 @pytest.mark.parametrize(
     ("N", "T", "I", "H", "D", "ragged"),
     [
-        (33, 3, 131, 150, 1, False),
+        (33, 3, 131, 90, 1, False),
         (70, 3, 9, 40, 2, True),
         (2, 3, 300, 21, 1, False),
-        (3, 120, 4, 18, 2, True),
+        (3, 140, 4, 18, 2, False),
     ],
 )
 def test_sizes_beyond_one_block(isa, dtype, N, T, I, H, D, ragged):

@@ -69,9 +69,10 @@ struct ForwardArguments {
     for (ptrdiff_t n = 0; n < N; ++n) {
       for (ptrdiff_t t = 0; t < (lengths.data ? lengths.data[n] : time); ++t) {
         const int32_t id = tokens.data[n * time + t];
-        require(id >= 0 && id < embedding.dim(0), function,
-                "x must lie in 0 .. " + std::to_string(embedding.dim(0) - 1) + ", got " + std::to_string(id) +
-                    " at position (" + std::to_string(n) + ", " + std::to_string(t) + ")");
+        if (id >= 0 && id < embedding.dim(0)) continue;
+        throw py::value_error(std::string(function) + ": x must lie in 0 .. " +
+                              std::to_string(embedding.dim(0) - 1) + ", got " + std::to_string(id) +
+                              " at position (" + std::to_string(n) + ", " + std::to_string(t) + ")");
       }
     }
   }

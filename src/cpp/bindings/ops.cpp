@@ -108,11 +108,13 @@ py::object bind_dropout(const py::object& x_arg, double rate, uint64_t seed, uin
 
 void check_targets(const View<const int32_t>& targets, ptrdiff_t V, int32_t ignore_index,
                    const char* function) {
-  for (ptrdiff_t r = 0; r < targets.size(); ++r)
-    require((targets.data[r] >= 0 && targets.data[r] < V) || targets.data[r] == ignore_index, function,
-            "targets must lie in 0 .. " + std::to_string(V - 1) + " or be ignore_index " +
-                std::to_string(ignore_index) + ", got " + std::to_string(targets.data[r]) + " at position " +
-                std::to_string(r));
+  for (ptrdiff_t r = 0; r < targets.size(); ++r) {
+    const int32_t id = targets.data[r];
+    if ((id >= 0 && id < V) || id == ignore_index) continue;
+    throw py::value_error(std::string(function) + ": targets must lie in 0 .. " + std::to_string(V - 1) +
+                          " or be ignore_index " + std::to_string(ignore_index) + ", got " +
+                          std::to_string(id) + " at position " + std::to_string(r));
+  }
 }
 
 py::tuple bind_linear_cross_entropy(const PyPackedLinear& packed, const py::object& x_arg,
@@ -174,10 +176,7 @@ py::tuple bind_mean_squared_error(const py::object& y_arg, const py::object& tar
     require(y.size() > 0, function, "y must not be empty, got " + shape_text(y.array));
     const WantedGradient<T> dy(need_gradient, shape);
     double loss = 0;
-    without_gil([&] {
-      run_job(1, nullptr,
-              [&](Team&) { loss = mean_squared_error<T>(y.size(), y.data, target.data, dy.data); });
-    });
+    without_gil([&] { loss = mean_squared_error<T>(y.size(), y.data, target.data, dy.data); });
     return py::make_tuple(loss, dy.array);
   });
 }

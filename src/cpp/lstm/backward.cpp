@@ -109,9 +109,10 @@ class Backward {
     Buffer<T> d_embedded(tokens && gradients_.d_embedding ? distinct * inputs : 0);
     const ptrdiff_t scratch_size = transposed_scratch(std::max(inputs, H), k.panel);
     std::vector<Buffer<T>> scratch;
-    for (int t = 0; t < num_threads(); ++t) scratch.emplace_back(scratch_size);
+    const int threads = layer_threads(N, P, H, inputs) == 1 ? 1 : num_threads();
+    for (int t = 0; t < threads; ++t) scratch.emplace_back(scratch_size);
 
-    run_job(static_cast<int>(scratch.size()), poll, [&](Team& team) {
+    run_job(threads, poll, [&](Team& team) {
       steps(team, own, packed, dy, dh.data(), dc.data());
       team.barrier();
       const T* const dA = own.gates.data();
@@ -248,7 +249,7 @@ template <class T>
 void gather_dy(const Tape<T>& tape, const T* dy, ptrdiff_t direction, T* out) {
   const Rows& rows = tape.rows;
   const ptrdiff_t H = tape.shape.hidden_size, H_pad = tape.shape.hidden_padded(), D = tape.shape.directions();
-  run_job(0, nullptr, [&](Team& team) {
+  run_job(threads_for(static_cast<double>(rows.total() * tape.shape.outputs())), nullptr, [&](Team& team) {
     const Share steps = share_of(rows.steps(), team.thread(), team.threads());
     for (ptrdiff_t s = steps.begin; s < steps.end; ++s) {
       for (ptrdiff_t slot = 0; slot < rows.active(s); ++slot) {
@@ -269,7 +270,7 @@ void pass_down(const Tape<T>& tape, const Kernels<T>& k, const std::vector<Buffe
   const Rows& rows = tape.rows;
   const ptrdiff_t H = tape.shape.hidden_size, H_pad = tape.shape.hidden_padded(), D = tape.shape.directions();
   const ptrdiff_t inputs = D * H, pitch = row_pitch<T>(inputs);
-  run_job(0, nullptr, [&](Team& team) {
+  run_job(threads_for(static_cast<double>(rows.total() * tape.shape.outputs())), nullptr, [&](Team& team) {
     Buffer<T> whole(inputs);
     const Share steps = share_of(rows.steps(), team.thread(), team.threads());
     for (ptrdiff_t s = steps.begin; s < steps.end; ++s) {
@@ -300,7 +301,7 @@ template <class T>
 void scatter_dx(const Tape<T>& tape, const Kernels<T>& k, const std::vector<Buffer<T>>& dX, T* dx) {
   const Rows& rows = tape.rows;
   const ptrdiff_t I = tape.shape.input_size, pitch = row_pitch<T>(I), D = tape.shape.directions();
-  run_job(0, nullptr, [&](Team& team) {
+  run_job(threads_for(static_cast<double>(rows.total() * tape.shape.outputs())), nullptr, [&](Team& team) {
     const Share slots = share_of(rows.batch(), team.thread(), team.threads());
     for (ptrdiff_t slot = slots.begin; slot < slots.end; ++slot) {
       T* to = dx + rows.sequence(slot) * rows.time() * I;

@@ -30,7 +30,7 @@ void lstm_cell_forward(const PackedWeights<T>& w, ptrdiff_t N, const T* x, const
   const PackedLayer<T>& layer = w.layers[0];
   const Buffer<T> h_rows = padded_rows(N, H, pitch, h);
   Buffer<T> c_rows = padded_rows(N, H, pitch, c), h_out(N * pitch), gate_rows(N * gates_pitch);
-  run_job(N * H * (I + H) < (1 << 16) ? 1 : 0, nullptr, [&](Team& team) {
+  run_job(layer_threads(N, N, H, I), nullptr, [&](Team& team) {
     gemm_share<T>(k,
                   {.M = N,
                    .N = 4 * H_pad,
@@ -82,8 +82,9 @@ void lstm_cell_backward(const PackedWeights<T>& w, ptrdiff_t N, const T* x, cons
   Buffer<T> dc_rows = padded_rows(N, H, pitch, dc);
   const ptrdiff_t scratch_size = transposed_scratch(std::max(I, H), k.panel);
   std::vector<Buffer<T>> scratch;
-  for (int t = 0; t < num_threads(); ++t) scratch.emplace_back(scratch_size);
-  run_job(static_cast<int>(scratch.size()), nullptr, [&](Team& team) {
+  const int threads = layer_threads(N, N, H, I) == 1 ? 1 : num_threads();
+  for (int t = 0; t < threads; ++t) scratch.emplace_back(scratch_size);
+  run_job(threads, nullptr, [&](Team& team) {
     const Share units = share_of(H_pad, team.thread(), team.threads(), k.panel);
     k.cell_backward({.M = N,
                      .H_pad = H_pad,

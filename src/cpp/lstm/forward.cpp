@@ -235,7 +235,7 @@ void forward_layer(const PackedWeights<T>& w, Tape<T>& tape, const LstmInput<T>&
     own.x = {own.copy.data(), row_pitch<T>(inputs)};
   }
   const InputRows<T> gather(tape, w.kernels(), input.x, layer, direction);
-  run_job(0, poll, [&](Team& team) {
+  run_job(layer_threads(N, rows.total(), H, inputs), poll, [&](Team& team) {
     if (copy) gather.copy_share(team, own.copy.data(), own.x.pitch);
     if (tokens)
       gemm_share<T>(w.kernels(),

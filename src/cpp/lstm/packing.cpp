@@ -1,6 +1,6 @@
 #include "lstm/packing.h"
 
-#include "runtime/threads.h"
+#include "runtime/products.h"
 
 namespace fusedlstm {
 
@@ -101,7 +101,7 @@ PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool 
     }
     return rows;
   };
-  run_job(0, nullptr, [&](Team& team) {
+  run_job(threads_for(4.0 * static_cast<double>(parameter_count(shape))), nullptr, [&](Team& team) {
     for (size_t p = static_cast<size_t>(team.thread()); p < pieces.size();
          p += static_cast<size_t>(team.threads())) {
       const size_t l = pieces[p].layer;

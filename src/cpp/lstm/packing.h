@@ -36,9 +36,4 @@ struct PackedWeights {
 template <class T>
 PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool backward);
 
-// Elements of packed panels for a (K, N) matrix.
-inline ptrdiff_t packed_size(ptrdiff_t K, ptrdiff_t N, ptrdiff_t panel) {
-  return (N + panel - 1) / panel * panel * K;
-}
-
 }  // namespace fusedlstm

@@ -1,62 +1,9 @@
-// How a layer's work is shared among threads. No choice here changes a bit of any result.
+// How a layer's recurrence is shared among threads. No choice here changes a bit of any result.
 #pragma once
 
-#include "kernels/table.h"
-#include "runtime/threads.h"
+#include "runtime/products.h"
 
 namespace fusedlstm {
-
-constexpr ptrdiff_t kRowsBetweenPolls = 4096;  // a long product can be interrupted after so many rows
-
-// A thread's share of one matrix product: rows when there are enough of them, else panels of columns.
-template <class T>
-void gemm_share(const Kernels<T>& k, Gemm<T> g, Team& team) {
-  if (g.M >= kTileRows * team.threads()) {
-    const Share rows = share_of(g.M, team.thread(), team.threads(), kTileRows);
-    g.M = rows.size();
-    g.a += rows.begin * g.a_row;
-    if (g.init) g.init += rows.begin * g.init_row;
-    g.c += rows.begin * g.c_row;
-  } else {
-    const Share columns = share_of(g.N, team.thread(), team.threads(), k.panel);
-    g.N = columns.size();
-    g.b += columns.begin * g.K;
-    if (g.init) g.init += columns.begin;
-    g.c += columns.begin;
-  }
-  if (g.N <= 0) return;
-  for (ptrdiff_t left = g.M; left > 0; left -= kRowsBetweenPolls) {
-    g.M = left < kRowsBetweenPolls ? left : kRowsBetweenPolls;
-    k.gemm(g);
-    team.poll();
-    g.a += g.M * g.a_row;
-    if (g.init) g.init += g.M * g.init_row;
-    g.c += g.M * g.c_row;
-  }
-}
-
-// A thread's share of C (M, N) += A^T B: columns of A. `scratch` is the thread's own.
-template <class T>
-void gemm_transposed_share(const Kernels<T>& k, GemmTransposed<T> g, Team& team) {
-  const Share m = share_of(g.M, team.thread(), team.threads(), kTileRows);
-  g.M = m.size();
-  g.a += m.begin;
-  g.c += m.begin * g.c_row;
-  if (g.M <= 0) return;
-  for (ptrdiff_t left = g.R; left > 0; left -= kRowsBetweenPolls) {
-    g.R = left < kRowsBetweenPolls ? left : kRowsBetweenPolls;
-    k.gemm_transposed(g);
-    team.poll();
-    if (g.a_rows)
-      g.a_rows += g.R;
-    else
-      g.a += g.R * g.a_row;
-    if (g.b_rows)
-      g.b_rows += g.R;
-    else
-      g.b += g.R * g.b_row;
-  }
-}
 
 // The recurrence is cut by sequences or by hidden units.
 //   sequences: no barrier at all, but every thread streams all recurrent weights in every step
@@ -64,6 +11,14 @@ void gemm_transposed_share(const Kernels<T>& k, GemmTransposed<T> g, Team& team)
 // Sequences are worth it once a thread's rows fill several register tiles, which hides the streaming.
 inline bool split_by_sequences(ptrdiff_t N, int threads) {
   return threads == 1 || N >= 2 * kTileRows * threads;
+}
+
+// Threads for a layer of P rows in all, N of them in the first step, as run_job takes them: one where a step
+// is too short to be shared between two barriers, or the whole too short to wake anybody.
+inline int layer_threads(ptrdiff_t N, ptrdiff_t P, ptrdiff_t H, ptrdiff_t inputs) {
+  const double row = 8.0 * static_cast<double>(H) * static_cast<double>(H + inputs);
+  const bool long_steps = split_by_sequences(N, num_threads()) || row * static_cast<double>(N) > 4e5;
+  return long_steps ? threads_for(row * static_cast<double>(P)) : 1;
 }
 
 // The slots one thread works on when the recurrence is cut by sequences: thread, thread + threads, ... so

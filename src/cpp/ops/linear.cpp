@@ -1,9 +1,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "lstm/packing.h"
-#include "lstm/split.h"
 #include "ops/ops.h"
+#include "runtime/products.h"
 
 namespace fusedlstm {
 
@@ -32,7 +31,7 @@ PackedLinear<T> pack_linear(ptrdiff_t outputs, ptrdiff_t inputs, const T* weight
 
 template <class T>
 void linear_forward(const PackedLinear<T>& w, ptrdiff_t R, const T* x, T* y, const Poll& poll) {
-  run_job(R * w.inputs * w.outputs < (1 << 16) ? 1 : 0, poll, [&](Team& team) {
+  run_job(threads_for(2.0 * static_cast<double>(R * w.inputs * w.outputs)), poll, [&](Team& team) {
     gemm_share<T>(w.kernels(),
                   {.M = R,
                    .N = w.outputs,

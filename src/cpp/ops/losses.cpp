@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "lstm/split.h"
 #include "ops/ops.h"
+#include "runtime/products.h"
 
 namespace fusedlstm {
 namespace {

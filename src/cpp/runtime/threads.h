@@ -20,6 +20,9 @@ struct Interrupted : std::runtime_error {
 int num_threads();
 void set_num_threads(int threads);
 
+// For run_job: all threads, or only the caller's where waking others would take longer than the work.
+inline int threads_for(double flops) { return flops < 2e6 ? 1 : 0; }
+
 // Asked now and then by thread 0 of a long call; true means: leave the call. Null: never.
 using Poll = std::function<bool()>;
 
