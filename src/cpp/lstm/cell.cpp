@@ -3,6 +3,7 @@
 
 #include "lstm/lstm.h"
 #include "lstm/split.h"
+#include "lstm/weight_gradients.h"
 
 namespace fusedlstm {
 namespace {
@@ -127,42 +128,11 @@ void lstm_cell_backward(const PackedWeights<T>& w, ptrdiff_t N, const T* x, cons
                   team);
     if (!out.parameters) return;
     T* const mine = scratch[static_cast<size_t>(team.thread())].data();
-    for (ptrdiff_t gate = 0; gate < 4; ++gate) {
-      const T* const dA_gate = dA.data() + gate * H_pad;
-      gemm_transposed_share<T>(k,
-                               {.M = H,
-                                .N = I,
-                                .R = N,
-                                .a = dA_gate,
-                                .a_row = gates_pitch,
-                                .a_rows = nullptr,
-                                .b = x,
-                                .b_row = I,
-                                .b_rows = nullptr,
-                                .c = out.parameters + offset.weight_ih + gate * H * I,
-                                .c_row = I,
-                                .scratch = mine},
-                               team);
-      gemm_transposed_share<T>(k,
-                               {.M = H,
-                                .N = H,
-                                .R = N,
-                                .a = dA_gate,
-                                .a_row = gates_pitch,
-                                .a_rows = nullptr,
-                                .b = h,
-                                .b_row = H,
-                                .b_rows = nullptr,
-                                .c = out.parameters + offset.weight_hh + gate * H * H,
-                                .c_row = H,
-                                .scratch = mine},
-                               team);
-      if (!w.shape.bias || team.thread() != 0) continue;
-      Buffer<T> sums = Buffer<T>::zeros(H);
-      k.add_rows(N, H, dA_gate, gates_pitch, nullptr, sums.data());
-      k.add(H, sums.data(), out.parameters + offset.bias_ih + gate * H);
-      k.add(H, sums.data(), out.parameters + offset.bias_hh + gate * H);
-    }
+    const WeightGradients<T> weights{k, H, H_pad, dA.data(), gates_pitch};
+    weights.product_share(team, N, nullptr, x, I, nullptr, I, out.parameters + offset.weight_ih, mine);
+    weights.product_share(team, N, nullptr, h, H, nullptr, H, out.parameters + offset.weight_hh, mine);
+    if (w.shape.bias)
+      weights.bias_share(team, N, nullptr, out.parameters + offset.bias_ih, out.parameters + offset.bias_hh);
   });
   unpad_rows(N, H, pitch, dc_rows.data(), out.dc_prev);
 }

@@ -1,0 +1,57 @@
+// dW += dA^T X        dR += dA^T H_{t-1}        db += sum dA
+// as large products over all rows at once, never per step. A row is one step of one sequence.
+#pragma once
+
+#include <algorithm>
+
+#include "runtime/memory.h"
+#include "runtime/products.h"
+
+namespace fusedlstm {
+
+// The weight gradients of one layer and direction from dA (R rows in the order `rows`; gate columns
+// [4][H_pad]).
+template <class T>
+struct WeightGradients {
+  const Kernels<T>& k;
+  ptrdiff_t H, H_pad;
+  const T* dA;
+  ptrdiff_t dA_row;
+
+  // d_weight (4H, n) += dA^T B
+  void product_share(Team& team, ptrdiff_t R, const int32_t* dA_order, const T* b, ptrdiff_t b_row,
+                     const int32_t* b_order, ptrdiff_t n, T* d_weight, T* scratch) const {
+    // Padding between the gates is skipped; without any, the four gates are one product.
+    const ptrdiff_t products = H == H_pad ? 1 : 4, M = 4 * H / products;
+    for (ptrdiff_t p = 0; p < products; ++p)
+      gemm_transposed_share<T>(k,
+                               {.M = M,
+                                .N = n,
+                                .R = R,
+                                .a = dA + p * H_pad,
+                                .a_row = dA_row,
+                                .a_rows = dA_order,
+                                .b = b,
+                                .b_row = b_row,
+                                .b_rows = b_order,
+                                .c = d_weight + p * M * n,
+                                .c_row = n,
+                                .scratch = scratch},
+                               team);
+  }
+  // Both biases += the sum of the rows of dA.
+  void bias_share(const Team& team, ptrdiff_t R, const int32_t* dA_order, T* d_bias_ih, T* d_bias_hh) const {
+    const Share units = share_of(H_pad, team.thread(), team.threads(), 16);
+    Buffer<T> sums(std::max<ptrdiff_t>(units.size(), 1));
+    for (ptrdiff_t gate = 0; gate < 4 && units.size() > 0; ++gate) {
+      std::fill(sums.data(), sums.data() + units.size(), T(0));
+      k.add_rows(R, units.size(), dA + gate * H_pad + units.begin, dA_row, dA_order, sums.data());
+      const ptrdiff_t count = std::min(units.end, H) - units.begin;
+      if (count <= 0) continue;
+      k.add(count, sums.data(), d_bias_ih + gate * H + units.begin);
+      k.add(count, sums.data(), d_bias_hh + gate * H + units.begin);
+    }
+  }
+};
+
+}  // namespace fusedlstm
