@@ -110,8 +110,9 @@ FUSEDLSTM_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { retu
 FUSEDLSTM_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return _mm512_fmadd_pd(a, b, c);
 }
-FUSEDLSTM_INLINE Vec<float> square_root(Vec<float> a) { return _mm512_sqrt_ps(a); }
-FUSEDLSTM_INLINE Vec<double> square_root(Vec<double> a) { return _mm512_sqrt_pd(a); }
+// With a full mask: the plain forms of GCC 12 read a register left undefined on purpose, and warn about it.
+FUSEDLSTM_INLINE Vec<float> square_root(Vec<float> a) { return _mm512_maskz_sqrt_ps(0xffff, a); }
+FUSEDLSTM_INLINE Vec<double> square_root(Vec<double> a) { return _mm512_maskz_sqrt_pd(0xff, a); }
 #elif defined(FUSEDLSTM_LEVEL_AVX2)
 FUSEDLSTM_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm256_fmadd_ps(a, b, c); }
 FUSEDLSTM_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {

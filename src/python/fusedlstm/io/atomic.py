@@ -1,7 +1,6 @@
 """Replacing a file as a whole or not at all."""
 
 import os
-import secrets
 import stat
 from collections.abc import Callable
 from os import PathLike
@@ -41,7 +40,7 @@ def atomic_write(path: str | PathLike[str], writer: Callable[[BinaryIO], object]
     b'1 2 3'
     """
     target = Path(os.path.realpath(path))
-    temporary = target.parent / f".fusedlstm-{secrets.token_hex(8)}.tmp"
+    temporary = target.parent / f".fusedlstm-{os.urandom(8).hex()}.tmp"
     try:
         _write(temporary, target, writer)
         os.replace(temporary, target)
