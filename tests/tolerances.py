@@ -29,7 +29,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "log probabilities": (1e-6, 3e-15, "logits rounded at |logit| < 10, then exp, log and a sum over V"),
 }
 
-# Largest error in units in the last place, float32 and float64 (KERNELS.md 6 allows 4 for sigmoid and tanh).
+# Largest error in units in the last place, float32 and float64 (the contract in kernels/vecmath.h).
 ULP: dict[str, tuple[float, float]] = {
     "exp": (2.0, 2.0),
     "log": (2.0, 2.0),
