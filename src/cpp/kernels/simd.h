@@ -45,6 +45,7 @@ template <>
 struct VecTypes<float> {
   typedef float vec __attribute__((vector_size(kVectorBytes)));
   typedef int32_t ints __attribute__((vector_size(kVectorBytes)));
+  typedef uint32_t unsigned_ints __attribute__((vector_size(kVectorBytes)));
   typedef float unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
   typedef int32_t integer;
 };
@@ -52,6 +53,7 @@ template <>
 struct VecTypes<double> {
   typedef double vec __attribute__((vector_size(kVectorBytes)));
   typedef int64_t ints __attribute__((vector_size(kVectorBytes)));
+  typedef uint64_t unsigned_ints __attribute__((vector_size(kVectorBytes)));
   typedef double unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
   typedef int64_t integer;
 };
@@ -93,6 +95,13 @@ FUSEDLSTM_INLINE VecInt<T> bits(Vec<T> a) {
 template <class T>
 FUSEDLSTM_INLINE Vec<T> from_bits(VecInt<T> a) {
   return reinterpret_cast<Vec<T>>(a);
+}
+// a + b in bits, wrapping around: with a NaN among the arguments there is no exponent that could be kept in
+// range.
+template <class T>
+FUSEDLSTM_INLINE Vec<T> add_bits(Vec<T> a, VecInt<T> b) {
+  using Unsigned = typename VecTypes<T>::unsigned_ints;
+  return reinterpret_cast<Vec<T>>(reinterpret_cast<Unsigned>(a) + reinterpret_cast<Unsigned>(b));
 }
 // Comparisons give all ones or all zeros per lane; NaN compares false, so a NaN in `a` passes through both.
 template <class V>

@@ -68,7 +68,7 @@ FUSEDLSTM_INLINE ExpParts<T> exp_parts(Vec<T> x) {
 template <class T>
 FUSEDLSTM_INLINE Vec<T> exp_inside(Vec<T> x) {
   const ExpParts<T> e = exp_parts<T>(x);
-  return from_bits<T>(bits<T>(e.m + T(1)) + e.scale);
+  return add_bits<T>(e.m + T(1), e.scale);
 }
 template <class T>
 FUSEDLSTM_INLINE Vec<T> to_exp_limits(Vec<T> x) {
@@ -97,7 +97,7 @@ FUSEDLSTM_INLINE Vec<T> tanh(Vec<T> x) {
   const VecInt<T> sign = bits<T>(x) & bits<T>(broadcast<T>(T(-0.0)));
   const Vec<T> a = at_most(from_bits<T>(bits<T>(x) ^ sign), broadcast<T>(C::tanh_one));
   const ExpParts<T> e = exp_parts<T>(a + a);
-  const Vec<T> two_n = from_bits<T>(bits<T>(broadcast<T>(1)) + e.scale);
+  const Vec<T> two_n = add_bits<T>(broadcast<T>(1), e.scale);
   const Vec<T> t = fma(two_n, e.m, two_n - T(1));
   return from_bits<T>(bits<T>(t / (t + T(2))) | sign);
 }
@@ -107,9 +107,9 @@ template <class T>
 FUSEDLSTM_INLINE Vec<T> log(Vec<T> x) {
   using C = MathConstants<T>;
   using I = typename VecTypes<T>::integer;
-  const VecInt<T> offset = bits<T>(x) - C::sqrt_half;
+  const VecInt<T> offset = bits<T>(x > T(0) ? x : broadcast<T>(1)) - C::sqrt_half;
   const VecInt<T> k_bits = (offset >> C::mantissa_bits) << C::mantissa_bits;
-  const Vec<T> f = from_bits<T>(bits<T>(x) - k_bits) - T(1);
+  const Vec<T> f = add_bits<T>(x, -k_bits) - T(1);
   Vec<T> k;
   for (int i = 0; i < kLanes<T>; ++i)
     k[i] = static_cast<T>(static_cast<int32_t>(k_bits[i] / (I(1) << C::mantissa_bits)));

@@ -167,7 +167,9 @@ def linear_cross_entropy(
 def cross_entropy(
     logits: Float, targets: Int, *, scale: float = 1.0, ignore_index: int = -1, need_gradient: bool = True
 ) -> tuple[float, int, Float | None]: ...
-def mean_squared_error(y: Float, target: Float, *, need_gradient: bool = True) -> tuple[float, Float | None]: ...
+def mean_squared_error(
+    y: Float, target: Float, *, need_gradient: bool = True
+) -> tuple[float, Float | None]: ...
 def gradient_norm(gradients: Float) -> float: ...
 def scale_gradients(gradients: Float, factor: float) -> None: ...
 def sgd_step(
@@ -206,7 +208,7 @@ def philox(seed: int, stream: int, row: int, step: int, block: int) -> NDArray[n
 
 # generation ---------------------------------------------------------------------------------------------
 class LanguageModelDecoder:
-    """Everything a generation loop needs, prepared once: layers, embedding @ W_ih^T + b table, output layer."""
+    """What a generation loop needs, prepared once: layers, the table embedding @ W_ih^T + b, output layer."""
 
     def __init__(self, lstm: PackedLSTM, embedding: Float, output: PackedLinear) -> None: ...
     @property
