@@ -19,8 +19,8 @@ REFERENCES: list[Reference] = [
     ("nanoGPT, small GPT, about 3 minutes on a laptop's CPU (its README)", 1.88),
 ]
 SETTINGS = (
-    "--validation 0.1 --layers 2 --hidden 512 --dropout 0.5 --batch 64 --window 128 --epochs 20 --lr 0.002 "
-    "--schedule cosine --warmup 50"
+    "--validation 0.1 --layers 2 --hidden 512 --dropout 0.2 --batch 32 --window 64 --epochs 4 --lr 0.002 "
+    "--schedule cosine --warmup 100 --seed 1"
 ).split()
 
 
