@@ -23,7 +23,7 @@ struct MathConstants<float> {
   static constexpr float exp_above = 0x1.62e42ep6f,
                          exp_below = -0x1.5d589ep6f;  // ln of the largest, smallest normal
   static constexpr float tanh_one = 9.02f;            // tanh is 1 from here
-  static constexpr int32_t sqrt_half = 0x3f3504f3, exponent_one = 0x3f800000;
+  static constexpr int32_t sqrt_half = 0x3f3504f3;
   // (e^r - 1 - r) / r^2 on |r| <= ln(2)/2, Chebyshev fit, error 6.5e-8
   static constexpr float expm1[] = {0x1p-1f, 0x1.5554dcp-3f, 0x1.55551ap-5f, 0x1.120ba2p-7f, 0x1.6d113cp-10f};
   static constexpr int log_terms = 5;
@@ -36,7 +36,7 @@ struct MathConstants<double> {
   static constexpr double ln2_high = 0x1.62e42p-1, ln2_low = 0x1.fdf473de6af28p-22;
   static constexpr double exp_above = 0x1.62e42fefa39efp9, exp_below = -0x1.6232bdd7abcd2p9;
   static constexpr double tanh_one = 19.1;
-  static constexpr int64_t sqrt_half = 0x3fe6a09e667f3bcd, exponent_one = 0x3ff0000000000000;
+  static constexpr int64_t sqrt_half = 0x3fe6a09e667f3bcd;
   // the same, error 1.1e-16
   static constexpr double expm1[] = {0x1.0000000000001p-1,  0x1.5555555555556p-3,  0x1.5555555553d4fp-5,
                                      0x1.11111111109adp-7,  0x1.6c16c17893833p-10, 0x1.a01a01a7c8d47p-13,

@@ -76,12 +76,4 @@ void aligned_release(void* memory, size_t bytes) noexcept {
   }
 }
 
-void release_kept_memory() noexcept {
-  Kept& k = kept();
-  const std::lock_guard lock(k.mutex);
-  for (const Kept::Block& block : k.blocks) std::free(block.memory);
-  k.blocks.clear();
-  k.bytes = 0;
-}
-
 }  // namespace fusedlstm

@@ -14,8 +14,6 @@ constexpr size_t kAlignment = 64;
 
 void* aligned_allocate(size_t bytes);  // throws std::bad_alloc
 void aligned_release(void* memory, size_t bytes) noexcept;
-// Gives kept blocks back to the system.
-void release_kept_memory() noexcept;
 
 // A fixed number of T, not initialised unless asked for.
 template <class T>
