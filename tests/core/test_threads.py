@@ -67,18 +67,18 @@ def python(code, **options):
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_ctrl_c_ends_a_long_call(call, threads):
+def test_ctrl_c_within_a_second(call, threads):
     with python(LONG.format(threads=threads) + CALLS[call]) as process:
         assert process.stdout.readline() == "ready\n", process.stderr.read()
         time.sleep(0.3)
         assert process.poll() is None, "the call was over before it could be interrupted"
         process.send_signal(signal.SIGINT)
         start = time.perf_counter()
-        deadline = threading.Timer(30, process.kill)  # a call that cannot be interrupted fails soon
+        deadline = threading.Timer(10, process.kill)  # a call that cannot be interrupted fails soon
         deadline.start()
         errors = process.communicate()[1]
         deadline.cancel()
-        assert time.perf_counter() - start < 3  # seen: 0.13 s, and a second where the machine stood still
+        assert time.perf_counter() - start < 1
     assert errors.rstrip().endswith("KeyboardInterrupt"), errors
     assert process.returncode != 0
 
