@@ -53,16 +53,18 @@ LossSum linear_cross_entropy(const PackedLinear<T>& w, ptrdiff_t R, const T* x, 
       const ptrdiff_t rows = std::min(chunk, R - r0);
       const Share own = share_of(rows, team.thread(), team.threads(), kTileRows);
       if (own.size() > 0)
-        k.gemm({.M = own.size(),
-                .N = V,
-                .K = I,
-                .a = x + (r0 + own.begin) * I,
-                .a_row = I,
-                .b = w.forward.data(),
-                .init = w.bias.data(),
-                .init_row = 0,
-                .c = logits.data() + own.begin * pitch,
-                .c_row = pitch});
+        gemm_in_pieces<T>(k,
+                          {.M = own.size(),
+                           .N = V,
+                           .K = I,
+                           .a = x + (r0 + own.begin) * I,
+                           .a_row = I,
+                           .b = w.forward.data(),
+                           .init = w.bias.data(),
+                           .init_row = 0,
+                           .c = logits.data() + own.begin * pitch,
+                           .c_row = pitch},
+                          team);
       for (ptrdiff_t r = own.begin; r < own.end; ++r) {
         T* const z = logits.data() + r * pitch;
         const int32_t target = targets[r0 + r];
@@ -73,16 +75,18 @@ LossSum linear_cross_entropy(const PackedLinear<T>& w, ptrdiff_t R, const T* x, 
       if (!gradient) continue;
       const T* const d = logits.data();
       if (dx && own.size() > 0)
-        k.gemm({.M = own.size(),
-                .N = I,
-                .K = V,
-                .a = d + own.begin * pitch,
-                .a_row = pitch,
-                .b = w.backward.data(),
-                .init = nullptr,
-                .init_row = 0,
-                .c = dx + (r0 + own.begin) * I,
-                .c_row = I});
+        gemm_in_pieces<T>(k,
+                          {.M = own.size(),
+                           .N = I,
+                           .K = V,
+                           .a = d + own.begin * pitch,
+                           .a_row = pitch,
+                           .b = w.backward.data(),
+                           .init = nullptr,
+                           .init_row = 0,
+                           .c = dx + (r0 + own.begin) * I,
+                           .c_row = I},
+                          team);
       if (d_weight)
         gemm_transposed_share<T>(k,
                                  {.M = V,

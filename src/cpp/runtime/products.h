@@ -1,6 +1,8 @@
 // Matrix products as jobs of several threads: each takes a share. No choice here changes a bit of any result.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/table.h"
 #include "runtime/threads.h"
 
@@ -11,7 +13,34 @@ inline ptrdiff_t packed_size(ptrdiff_t K, ptrdiff_t N, ptrdiff_t panel) {
   return (N + panel - 1) / panel * panel * K;
 }
 
-constexpr ptrdiff_t kRowsBetweenPolls = 4096;  // a long product can be interrupted after so many rows
+// Products are made in pieces, with a look at Ctrl-C after each: some milliseconds of work, or some tenths of
+// a second where fused multiply-adds are emulated. Every chain of a sum stops and goes on between pieces.
+constexpr ptrdiff_t kPieceRows = 16 * kTileRows, kPieceColumns = 2048, kPieceDepth = 768;
+constexpr ptrdiff_t kPieceTransposed = 11 * kReductionColumns;  // columns of A
+
+template <class T>
+void gemm_in_pieces(const Kernels<T>& kernels, const Gemm<T>& g, Team& team) {
+  for (ptrdiff_t m = 0; m < g.M; m += kPieceRows) {
+    for (ptrdiff_t k = 0; k < std::max<ptrdiff_t>(g.K, 1); k += kPieceDepth) {
+      for (ptrdiff_t n = 0; n < g.N; n += kPieceColumns) {
+        T* const c = g.c + m * g.c_row + n;
+        const T* const init = g.init ? g.init + m * g.init_row + n : nullptr;
+        kernels.gemm({.M = std::min(kPieceRows, g.M - m),
+                      .N = std::min(kPieceColumns, g.N - n),
+                      .K = std::min(kPieceDepth, g.K - k),
+                      .a = g.a + m * g.a_row + k,
+                      .a_row = g.a_row,
+                      .b = g.b + n * g.K + k * kernels.panel,
+                      .init = k > 0 ? c : init,
+                      .init_row = k > 0 ? g.c_row : g.init_row,
+                      .c = c,
+                      .c_row = g.c_row,
+                      .b_panel = g.K * kernels.panel});
+        team.poll();
+      }
+    }
+  }
+}
 
 // A thread's share of one matrix product: rows when there are enough of them, else panels of columns.
 template <class T>
@@ -30,14 +59,7 @@ void gemm_share(const Kernels<T>& k, Gemm<T> g, Team& team) {
     g.c += columns.begin;
   }
   if (g.N <= 0) return;
-  for (ptrdiff_t left = g.M; left > 0; left -= kRowsBetweenPolls) {
-    g.M = left < kRowsBetweenPolls ? left : kRowsBetweenPolls;
-    k.gemm(g);
-    team.poll();
-    g.a += g.M * g.a_row;
-    if (g.init) g.init += g.M * g.init_row;
-    g.c += g.M * g.c_row;
-  }
+  gemm_in_pieces<T>(k, g, team);
 }
 
 // A thread's share of C (M, N) += A^T B: columns of A. `scratch` is the thread's own.
@@ -47,19 +69,26 @@ void gemm_transposed_share(const Kernels<T>& k, GemmTransposed<T> g, Team& team)
   g.M = m.size();
   g.a += m.begin;
   g.c += m.begin * g.c_row;
-  if (g.M <= 0) return;
-  for (ptrdiff_t left = g.R; left > 0; left -= kRowsBetweenPolls) {
-    g.R = left < kRowsBetweenPolls ? left : kRowsBetweenPolls;
-    k.gemm_transposed(g);
-    team.poll();
-    if (g.a_rows)
-      g.a_rows += g.R;
-    else
-      g.a += g.R * g.a_row;
-    if (g.b_rows)
-      g.b_rows += g.R;
-    else
-      g.b += g.R * g.b_row;
+  const ptrdiff_t blocks = (g.R + kReductionBlock - 1) / kReductionBlock,
+                  rows = blocks ? (g.R + blocks - 1) / blocks : 1;
+  for (ptrdiff_t r0 = 0; r0 < g.R; r0 += rows) {
+    for (ptrdiff_t m0 = 0; m0 < g.M; m0 += kPieceTransposed) {
+      GemmTransposed<T> piece = g;
+      piece.M = std::min(kPieceTransposed, g.M - m0);
+      piece.R = std::min(rows, g.R - r0);
+      piece.a += m0;
+      piece.c += m0 * g.c_row;
+      if (g.a_rows)
+        piece.a_rows += r0;
+      else
+        piece.a += r0 * g.a_row;
+      if (g.b_rows)
+        piece.b_rows += r0;
+      else
+        piece.b += r0 * g.b_row;
+      k.gemm_transposed(piece);
+      team.poll();
+    }
   }
 }
 
