@@ -847,3 +847,17 @@ def test_an_error_does_not_use_up_the_tape():
     assert not tape.consumed
     assert LSTM.backward(tape, y).shape == ZEROS.shape
     assert tape.consumed
+
+
+def test_lstm_tape_modes():
+    x = np.random.default_rng(0).standard_normal((3, 9, 4)).astype(np.float32)
+    gradients = {}
+    for tape in ("full", "half", "lean"):
+        layer = nn.LSTM(4, 6, tape=tape)
+        y, kept = layer.forward(x)
+        layer.backward(kept, np.ones_like(y))
+        gradients[tape] = layer.gradients.copy()
+    np.testing.assert_array_equal(gradients["full"], gradients["lean"])
+    np.testing.assert_allclose(gradients["full"], gradients["half"], rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="tape must be 'full', 'half' or 'lean', got 'none'"):
+        nn.LSTM(4, 6, tape="none")

@@ -360,6 +360,14 @@ def test_options_of_the_wrong_kind(function, argument):
         wrong_kind(function, argument, bad)
 
 
+@pytest.mark.parametrize("tape", ["", "fulll", "none"])
+def test_tape_modes_are_named(tape):
+    with pytest.raises(
+        ValueError, match=rf"^lstm_forward_tape: tape must be 'full', 'half' or 'lean', got '{tape}'$"
+    ):
+        call("lstm_forward_tape", tape=tape)
+
+
 @pytest.mark.parametrize("function", ["lstm_forward_tape", "dropout"])
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_seeds_are_64_bits(function, seed):

@@ -54,7 +54,7 @@ void run(const Problem& p, Hash* hash) {
   if (p.V) input = {.tokens = tokens.data(), .embedding = embedding.data()};
   std::vector<T> y(static_cast<size_t>(outputs)), h_n(h0.size()), c_n(c0.size());
   const auto tape = lstm_forward_tape<T>(packed, p.N, p.T, given_lengths, input, {h0.data(), c0.data()},
-                                         static_cast<T>(p.dropout), 1234567890123u,
+                                         static_cast<T>(p.dropout), 1234567890123u, TapeMode::kFull,
                                          {y.data(), h_n.data(), c_n.data()}, nullptr);
   if (p.dropout == 0) {
     std::vector<T> y_inference(y.size()), h_inference(h_n.size()), c_inference(c_n.size());

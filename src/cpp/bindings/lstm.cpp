@@ -103,9 +103,17 @@ py::tuple forward(const PyPackedLSTM& packed, const py::object& x, const py::obj
   });
 }
 
+TapeMode tape_mode(const std::string& name) {
+  if (name == "full") return TapeMode::kFull;
+  if (name == "half") return TapeMode::kHalf;
+  if (name == "lean") return TapeMode::kLean;
+  throw py::value_error("lstm_forward_tape: tape must be 'full', 'half' or 'lean', got '" + name + "'");
+}
+
 py::tuple forward_tape(const PyPackedLSTM& packed, const py::object& x, const py::object& h0,
                        const py::object& c0, const py::object& lengths, const py::object& embedding,
-                       double dropout, uint64_t seed) {
+                       double dropout, uint64_t seed, const std::string& mode_name) {
+  const TapeMode mode = tape_mode(mode_name);
   return with_type(packed.lstm.type, [&](auto zero) -> py::tuple {
     using T = decltype(zero);
     const ForwardArguments<T> a("lstm_forward_tape", packed.lstm.shape, x, h0, c0, lengths, embedding);
@@ -115,7 +123,7 @@ py::tuple forward_tape(const PyPackedLSTM& packed, const py::object& x, const py
     auto tape = std::make_unique<PyTape>();
     without_gil([&] {
       tape->tape = lstm_forward_tape<T>(*packed.get<T>(), a.N, a.time, a.lengths.data, a.input(),
-                                        {a.h0.data, a.c0.data}, rate, seed, out, python_poll());
+                                        {a.h0.data, a.c0.data}, rate, seed, mode, out, python_poll());
     });
     return py::make_tuple(result.y, result.h_n, result.c_n, std::move(tape));
   });
@@ -251,6 +259,9 @@ py::array tape_part(const py::object& self, ptrdiff_t layer, ptrdiff_t direction
                     std::to_string(direction));
         const auto& own = tape->layers[static_cast<size_t>(layer * s.directions() + direction)];
         const ptrdiff_t P = tape->rows.total(), N = tape->rows.batch(), H = s.hidden_size;
+        if (Part != TapePart::kH && tape->mode != TapeMode::kFull)
+          throw std::runtime_error(
+              "LSTMTape: gates and c can be seen on a full tape only, this one is half or lean");
         if constexpr (Part == TapePart::kGates)
           return tape_view(self, {P, 4, H}, {tape->gates_pitch(), s.hidden_padded(), 1}, own.gates.data());
         else
@@ -340,7 +351,8 @@ void bind_lstm(py::module_& m) {
         py::arg("embedding") = py::none());
   m.def("lstm_forward_tape", &forward_tape, py::arg("packed"), py::arg("x"), py::arg("h0") = py::none(),
         py::arg("c0") = py::none(), py::arg("lengths") = py::none(), py::kw_only(),
-        py::arg("embedding") = py::none(), py::arg("dropout") = 0.0, py::arg("seed") = 0);
+        py::arg("embedding") = py::none(), py::arg("dropout") = 0.0, py::arg("seed") = 0,
+        py::arg("tape") = "full");
   m.def("lstm_backward", &backward, py::arg("packed"), py::arg("tape"), py::arg("dy"),
         py::arg("dh_n") = py::none(), py::arg("dc_n") = py::none(), py::kw_only(), py::arg("gradients"),
         py::arg("d_embedding") = py::none(), py::arg("need_dx") = true);

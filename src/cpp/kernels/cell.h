@@ -33,25 +33,37 @@ void pack_recurrent(ptrdiff_t H, ptrdiff_t H_pad, const T* weight_hh, T* packed)
 }
 
 template <class T>
+FUSEDLSTM_INLINE void store_gates(T* gates, ptrdiff_t H_pad, Vec<T> i, Vec<T> f, Vec<T> g, Vec<T> o) {
+  store<T>(gates, i);
+  store<T>(gates + H_pad, f);
+  store<T>(gates + 2 * H_pad, g);
+  store<T>(gates + 3 * H_pad, o);
+}
+
+template <class T>
+FUSEDLSTM_INLINE Vec<T> next_c(Vec<T> i, Vec<T> f, Vec<T> g, Vec<T> c_prev) {
+  return fma(f, c_prev, i * g);
+}
+
+enum class Cell { kStep, kGates };  // all of it, or the activations only
+
+template <class T, Cell Part>
 FUSEDLSTM_INLINE void gates_forward(const CellForward<T>& s, ptrdiff_t m, ptrdiff_t u, const T* a) {
   constexpr int W = kLanes<T>;
   const Vec<T> i = sigmoid<T>(load(a));
   const Vec<T> f = sigmoid<T>(load(a + W));
   const Vec<T> g = tanh<T>(load(a + 2 * W));
   const Vec<T> o = sigmoid<T>(load(a + 3 * W));
-  const Vec<T> c = fma(f, load(s.c_prev + m * s.c_row + u), i * g);
-  const Vec<T> h = o * tanh<T>(c);
-  store<T>(s.c + m * s.c_row + u, c);
-  store<T>(s.h + m * s.h_row + u, h);
-  if (!s.gates) return;
-  T* gates = s.gates + m * s.gates_row + u;
-  store<T>(gates, i);
-  store<T>(gates + s.H_pad, f);
-  store<T>(gates + 2 * s.H_pad, g);
-  store<T>(gates + 3 * s.H_pad, o);
+  if (Part == Cell::kStep) {
+    const Vec<T> c = next_c<T>(i, f, g, load(s.c_prev + m * s.c_row + u));
+    const Vec<T> h = o * tanh<T>(c);
+    store<T>(s.c + m * s.c_row + u, c);
+    store<T>(s.h + m * s.h_row + u, h);
+  }
+  if (s.gates) store_gates<T>(s.gates + m * s.gates_row + u, s.H_pad, i, f, g, o);
 }
 
-template <class T, int M, int Blocks>
+template <class T, Cell Part, int M, int Blocks>
 void cell_tile(const CellForward<T>& s, ptrdiff_t m0, ptrdiff_t u) {
   constexpr int W = kLanes<T>, block = 4 * W;
   constexpr int P = 2 * Blocks < kTilePanels ? 2 * Blocks : (M == 1 ? 2 * Blocks : kTilePanels);
@@ -67,38 +79,87 @@ void cell_tile(const CellForward<T>& s, ptrdiff_t m0, ptrdiff_t u) {
                                   Blocks * block, part, Blocks * block);
   }
   for (int m = 0; m < M; ++m)
-    for (int b = 0; b < Blocks; ++b) gates_forward(s, m0 + m, u + b * W, a + (m * Blocks + b) * block);
+    for (int b = 0; b < Blocks; ++b)
+      gates_forward<T, Part>(s, m0 + m, u + b * W, a + (m * Blocks + b) * block);
 }
 
-template <class T>
-void cell_forward(const CellForward<T>& s) {
+template <class T, Cell Part>
+void cell_rows(const CellForward<T>& s) {
   constexpr int W = kLanes<T>;
   if (s.M == 1) {  // one row: two blocks at a time, enough chains to hide the latency of fma
     ptrdiff_t u = s.unit_begin;
-    for (; u + 2 * W <= s.unit_end; u += 2 * W) cell_tile<T, 1, 2>(s, 0, u);
-    for (; u < s.unit_end; u += W) cell_tile<T, 1, 1>(s, 0, u);
+    for (; u + 2 * W <= s.unit_end; u += 2 * W) cell_tile<T, Part, 1, 2>(s, 0, u);
+    for (; u < s.unit_end; u += W) cell_tile<T, Part, 1, 1>(s, 0, u);
     return;
   }
   for (ptrdiff_t u = s.unit_begin; u < s.unit_end; u += W) {
     ptrdiff_t m = 0;
-    for (; m + kTileRows <= s.M; m += kTileRows) cell_tile<T, kTileRows, 1>(s, m, u);
+    for (; m + kTileRows <= s.M; m += kTileRows) cell_tile<T, Part, kTileRows, 1>(s, m, u);
     switch (s.M - m) {
       case 1:
-        cell_tile<T, 1, 1>(s, m, u);
+        cell_tile<T, Part, 1, 1>(s, m, u);
         break;
       case 2:
-        cell_tile<T, 2, 1>(s, m, u);
+        cell_tile<T, Part, 2, 1>(s, m, u);
         break;
       case 3:
-        cell_tile<T, 3, 1>(s, m, u);
+        cell_tile<T, Part, 3, 1>(s, m, u);
         break;
       case 4:
-        cell_tile<T, 4, 1>(s, m, u);
+        cell_tile<T, Part, 4, 1>(s, m, u);
         break;
       case 5:
-        cell_tile<T, 5, 1>(s, m, u);
+        cell_tile<T, Part, 5, 1>(s, m, u);
         break;
     }
+  }
+}
+
+template <class T>
+void cell_forward(const CellForward<T>& s) {
+  cell_rows<T, Cell::kStep>(s);
+}
+
+template <class T>
+void cell_gates(const CellForward<T>& s) {
+  cell_rows<T, Cell::kGates>(s);
+}
+
+template <class T>
+void cell_states(const CellForward<T>& s) {
+  for (ptrdiff_t m = 0; m < s.M; ++m) {
+    const T* const gates = s.gates + m * s.gates_row;
+    for (ptrdiff_t u = s.unit_begin; u < s.unit_end; u += kLanes<T>)
+      store<T>(s.c + m * s.c_row + u,
+               next_c<T>(load(gates + u), load(gates + s.H_pad + u), load(gates + 2 * s.H_pad + u),
+                         load(s.c_prev + m * s.c_row + u)));
+  }
+}
+
+// Gates in 16 bits: i, f, o of (0, 1) in steps of 1/65535, g of (-1, 1) in steps of 1/32767. A bfloat16 would
+// round f = 0.999 to 1 and lose all of f (1 - f).
+constexpr int kCandidate = 2;  // the place of g
+
+template <class T>
+void narrow_gates(ptrdiff_t H_pad, const T* gates, uint16_t* narrow) {
+  for (int gate = 0; gate < 4; ++gate, gates += H_pad, narrow += H_pad) {
+    const T steps = gate == kCandidate ? T(32767) : T(65535);
+    for (ptrdiff_t u = 0; u < H_pad; ++u) {
+      const T a = gates[u] == gates[u] ? gates[u] * steps : T(0);  // of NaN, c and h tell backward
+      narrow[u] = static_cast<uint16_t>(static_cast<int32_t>(a + (a < 0 ? T(-0.5) : T(0.5))));
+    }
+  }
+}
+
+template <class T>
+void widen_gates(ptrdiff_t H_pad, const uint16_t* narrow, T* gates) {
+  for (int gate = 0; gate < 4; ++gate, gates += H_pad, narrow += H_pad) {
+    if (gate == kCandidate)
+      for (ptrdiff_t u = 0; u < H_pad; ++u)
+        gates[u] = static_cast<T>(static_cast<int16_t>(narrow[u])) / T(32767);
+    else
+      for (ptrdiff_t u = 0; u < H_pad; ++u)
+        gates[u] = static_cast<T>(static_cast<int32_t>(narrow[u])) / T(65535);
   }
 }
 

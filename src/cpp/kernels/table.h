@@ -106,7 +106,15 @@ struct Kernels {
   void (*gemm_transposed)(const GemmTransposed<T>&);
 
   void (*cell_forward)(const CellForward<T>&);
+  // The two halves of forward, for gates made again: activations over `input`; then c = f c_prev + i g from
+  // them
+  void (*cell_gates)(const CellForward<T>&);
+  void (*cell_states)(const CellForward<T>&);
   void (*cell_backward)(const CellBackward<T>&);
+
+  // One row of gates (4, H_pad) in 16 bits, and back
+  void (*narrow_gates)(ptrdiff_t H_pad, const T* gates, uint16_t* narrow);
+  void (*widen_gates)(ptrdiff_t H_pad, const uint16_t* narrow, T* gates);
 
   // y[0..n) += x
   void (*add)(ptrdiff_t n, const T* x, T* y);

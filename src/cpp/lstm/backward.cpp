@@ -1,12 +1,14 @@
-// Backward through all layers and directions: reads the tape that forward wrote, writes gate derivatives over
-// it. Step by step, last to first: gate derivatives dA, then dh_{t-1} = dA R. Then, once over all steps:
+// Backward through all layers and directions, chunk by chunk of steps, last to first. The gates of a chunk
+// come from the tape, and their derivatives dA are written over them:
 //
+//   step by step, last to first: dA, then dh_{t-1} = dA R. Then over the whole chunk:
 //   dX = dA W        dW += dA^T X        dR += dA^T H_{t-1}        db += sum dA
 //
 // The sums over rows go from the last step to the first, within a step by slot. dx is assigned, weight
 // gradients added to.
 #include <algorithm>
 
+#include "lstm/layer_input.h"
 #include "lstm/lstm.h"
 #include "lstm/split.h"
 #include "lstm/weight_gradients.h"
@@ -14,191 +16,295 @@
 namespace fusedlstm {
 namespace {
 
-// The order in which sums over rows are made, as indices of packed rows and of the states before them.
+// The order in which sums over the rows of a chunk are made: its rows, counted from its first, and the states
+// before them.
 struct ReductionOrder {
   std::vector<int32_t> row, state_before;
 
-  explicit ReductionOrder(const Rows& rows) {
-    row.reserve(static_cast<size_t>(rows.total()));
-    state_before.reserve(static_cast<size_t>(rows.total()));
-    for (ptrdiff_t s = rows.steps() - 1; s >= 0; --s) {
+  ReductionOrder(const Rows& rows, ptrdiff_t begin, ptrdiff_t end) {
+    for (ptrdiff_t s = end - 1; s >= begin; --s) {
       for (ptrdiff_t slot = 0; slot < rows.active(s); ++slot) {
-        row.push_back(static_cast<int32_t>(rows.start(s) + slot));
+        row.push_back(static_cast<int32_t>(rows.start(s) - rows.start(begin) + slot));
         state_before.push_back(static_cast<int32_t>(rows.state_before(s) + slot));
       }
     }
   }
+  ptrdiff_t rows() const { return static_cast<ptrdiff_t>(row.size()); }
 };
 
+// Gates and c of a chunk, from its first row on, in the layouts of the tape.
 template <class T>
-class Backward {
+struct ChunkTape {
+  const Rows& rows;
+  ptrdiff_t begin, end;
+  T* gates;           // becomes dA
+  const T* c;         // the states before step `begin`
+  ptrdiff_t c_after;  // rows of c from those to the states after it
+
+  ptrdiff_t row(ptrdiff_t s) const { return rows.start(s) - rows.start(begin); }
+  ptrdiff_t c_row_after(ptrdiff_t s) const { return c_after + row(s); }
+  ptrdiff_t c_row_before(ptrdiff_t s) const { return s == begin ? 0 : c_row_after(s - 1); }
+};
+
+// One layer and direction.
+template <class T>
+class LayerBackward {
  public:
-  Backward(const PackedWeights<T>& w, Tape<T>& tape, const T* dh_n, const T* dc_n,
-           const LstmGradients<T>& gradients)
-      : w_(w),
-        tape_(tape),
+  LayerBackward(const PackedWeights<T>& w, Tape<T>& tape, ptrdiff_t layer, ptrdiff_t direction, int threads)
+      : tape_(tape),
         rows_(tape.rows),
-        order_(tape.rows),
-        offsets_(weight_offsets(tape.shape)),
-        dh_n_(dh_n),
-        dc_n_(dc_n),
-        gradients_(gradients) {}
+        k_(w.kernels()),
+        shape_(tape.shape),
+        direction_(direction),
+        index_(layer * shape_.directions() + direction),
+        packed_(w.layers[static_cast<size_t>(index_)]),
+        own_(tape.layers[static_cast<size_t>(index_)]),
+        offset_(weight_offsets(shape_)[static_cast<size_t>(index_)]),
+        H_pad_(shape_.hidden_padded()),
+        gates_pitch_(tape.gates_pitch()),
+        pitch_(tape.state_pitch()),
+        input_(w, tape, layer, direction),
+        bias_sums_(Buffer<T>::zeros(4 * H_pad_)),
+        gates_(tape.mode == TapeMode::kFull ? 0 : tape.chunks.most_rows() * gates_pitch_),
+        c_(tape.mode == TapeMode::kLean ? (rows_.batch() + tape.chunks.most_rows()) * pitch_ : 0) {
+    const ptrdiff_t distinct = static_cast<ptrdiff_t>(tape.tokens.distinct.size());
+    if (input_.by_token()) d_table_ = Buffer<T>::zeros(distinct * gates_pitch_);
+    for (int t = 0; t < threads; ++t)
+      scratch_.emplace_back(transposed_scratch(std::max(packed_.inputs, shape_.hidden_size), k_.panel));
+  }
 
-  // dy: per direction (P, H_pad), rows in that direction's order of steps, or null. Returns dX of the same
-  // kind.
-  void layer(ptrdiff_t layer, ptrdiff_t direction, MatrixRows<T> dy, T* dX, const Poll& poll) {
-    const LstmShape& shape = tape_.shape;
-    const Kernels<T>& k = w_.kernels();
-    const ptrdiff_t N = rows_.batch(), P = rows_.total(), H = shape.hidden_size,
-                    H_pad = shape.hidden_padded();
-    const ptrdiff_t inputs = shape.layer_inputs(layer), gates_pitch = tape_.gates_pitch();
-    const ptrdiff_t pitch = tape_.state_pitch();
-    const ptrdiff_t index = layer * shape.directions() + direction;
-    const WeightOffsets& offset = offsets_[static_cast<size_t>(index)];
-    const PackedLayer<T>& packed = w_.layers[static_cast<size_t>(index)];
-    LayerTape<T>& own = tape_.layers[static_cast<size_t>(index)];
-    const bool tokens = layer == 0 && tape_.token_input;
-
-    Buffer<T> dh = final_states(dh_n_, index), dc = final_states(dc_n_, index);
+  // dy: (P, H_pad) in this direction's order of steps, or null; dh and dc (N, H_pad) of the final states
+  // become those of the initial ones; dX (P, inputs) or null.
+  void run(const LstmGradients<T>& gradients, MatrixRows<T> dy, T* dh, T* dc, T* dX, const Poll& poll) {
     const ptrdiff_t distinct = static_cast<ptrdiff_t>(tape_.tokens.distinct.size());
-    Buffer<T> d_table = Buffer<T>::zeros(tokens ? distinct * gates_pitch : 0);
-    Buffer<T> d_embedded(tokens && gradients_.d_embedding ? distinct * inputs : 0);
-    const ptrdiff_t scratch_size = transposed_scratch(std::max(inputs, H), k.panel);
-    std::vector<Buffer<T>> scratch;
-    const int threads = layer_threads(N, P, H, inputs) == 1 ? 1 : num_threads();
-    for (int t = 0; t < threads; ++t) scratch.emplace_back(scratch_size);
-
-    run_job(threads, poll, [&](Team& team) {
-      steps(team, own, packed, dy, dh.data(), dc.data());
-      team.barrier();
-      const T* const dA = own.gates.data();
-      T* const mine = scratch[static_cast<size_t>(team.thread())].data();
-      const WeightGradients<T> weights{k, H, H_pad, dA, gates_pitch};
-      weights.product_share(team, P, order_.row.data(), own.h.data(), pitch, order_.state_before.data(), H,
-                            gradients_.parameters + offset.weight_hh, mine);
-      team.poll();
-      if (shape.bias)
-        weights.bias_share(team, P, order_.row.data(), gradients_.parameters + offset.bias_ih,
-                           gradients_.parameters + offset.bias_hh);
-      if (!tokens) {
-        weights.product_share(team, P, order_.row.data(), own.x.data, own.x.pitch, order_.row.data(), inputs,
-                              gradients_.parameters + offset.weight_ih, mine);
-        team.poll();
-        if (dX)
-          gemm_share<T>(k,
-                        {.M = P,
-                         .N = inputs,
-                         .K = 4 * H_pad,
-                         .a = dA,
-                         .a_row = gates_pitch,
-                         .b = packed.input_backward.data(),
-                         .init = nullptr,
-                         .init_row = 0,
-                         .c = dX,
-                         .c_row = row_pitch<T>(inputs)},
-                        team);
-        return;
+    Buffer<T> d_embedded(input_.by_token() && gradients.d_embedding ? distinct * packed_.inputs : 0);
+    std::vector<ReductionOrder> orders;
+    for (ptrdiff_t chunk = 0; chunk < tape_.chunks.count(); ++chunk)
+      orders.emplace_back(rows_, tape_.chunks.begin(chunk), tape_.chunks.end(chunk));
+    run_job(static_cast<int>(scratch_.size()), poll, [&](Team& team) {
+      if (tape_.mode == TapeMode::kLean) input_.make_table_share(team);
+      for (ptrdiff_t chunk = tape_.chunks.count() - 1; chunk >= 0; --chunk) {
+        const ChunkTape<T> here = restore(team, chunk);
+        steps(team, here, dy, dh, dc);
+        team.barrier();
+        products(team, here, orders[static_cast<size_t>(chunk)], gradients.parameters, dX);
+        if (tape_.mode != TapeMode::kFull) team.barrier();  // the next chunk takes the same buffers
       }
-      // Token input: first the derivative of the table row each token took, then two products over distinct
-      // tokens.
-      const Share columns = share_of(4 * H_pad, team.thread(), team.threads(), 16);
-      const std::vector<int32_t>& slot = tape_.tokens.slot[static_cast<size_t>(direction)];
-      for (const int32_t row : order_.row)
-        k.add(columns.size(), dA + row * gates_pitch + columns.begin,
-              d_table.data() + slot[static_cast<size_t>(row)] * gates_pitch + columns.begin);
+      if (!input_.by_token()) return;
       team.barrier();
-      const WeightGradients<T> table_weights{k, H, H_pad, d_table.data(), gates_pitch};
-      table_weights.product_share(team, distinct, nullptr, tape_.tokens.embedded.data(), row_pitch<T>(inputs),
-                                  nullptr, inputs, gradients_.parameters + offset.weight_ih, mine);
+      const WeightGradients<T> weights{k_, shape_.hidden_size, H_pad_, d_table_.data(), gates_pitch_};
+      weights.product_share(team, distinct, nullptr, tape_.tokens.embedded.data(),
+                            row_pitch<T>(packed_.inputs), nullptr, packed_.inputs,
+                            gradients.parameters + offset_.weight_ih, scratch(team));
       if (d_embedded.size())
-        gemm_share<T>(k,
-                      {.M = distinct,
-                       .N = inputs,
-                       .K = 4 * H_pad,
-                       .a = d_table.data(),
-                       .a_row = gates_pitch,
-                       .b = packed.input_backward.data(),
-                       .init = nullptr,
-                       .init_row = 0,
-                       .c = d_embedded.data(),
-                       .c_row = inputs},
-                      team);
+        input_gradient_share(team, distinct, d_table_.data(), d_embedded.data(), packed_.inputs);
     });
+    if (shape_.bias)
+      add_bias_gradients(k_, shape_.hidden_size, H_pad_, bias_sums_.data(),
+                         gradients.parameters + offset_.bias_ih, gradients.parameters + offset_.bias_hh);
     for (ptrdiff_t u = 0; d_embedded.size() && u < distinct; ++u)
-      k.add(inputs, d_embedded.data() + u * inputs,
-            gradients_.d_embedding + tape_.tokens.distinct[static_cast<size_t>(u)] * inputs);
-    for (ptrdiff_t slot = 0; slot < N; ++slot) {
-      const ptrdiff_t to = (index * N + rows_.sequence(slot)) * H;
-      std::copy(dh.data() + slot * pitch, dh.data() + slot * pitch + H, gradients_.dh0 + to);
-      std::copy(dc.data() + slot * pitch, dc.data() + slot * pitch + H, gradients_.dc0 + to);
-    }
+      k_.add(packed_.inputs, d_embedded.data() + u * packed_.inputs,
+             gradients.d_embedding + tape_.tokens.distinct[static_cast<size_t>(u)] * packed_.inputs);
   }
 
  private:
-  // dh_n or dc_n of one layer and direction in the order of slots.
-  Buffer<T> final_states(const T* states, ptrdiff_t index) const {
-    const ptrdiff_t N = rows_.batch(), H = tape_.shape.hidden_size, pitch = tape_.state_pitch();
-    Buffer<T> out = Buffer<T>::zeros(N * pitch);
-    for (ptrdiff_t slot = 0; states && slot < N; ++slot) {
-      const T* from = states + (index * N + rows_.sequence(slot)) * H;
-      std::copy(from, from + H, out.data() + slot * pitch);
+  T* scratch(const Team& team) { return scratch_[static_cast<size_t>(team.thread())].data(); }
+
+  // The gates and c of a chunk, as forward left them or made again.
+  ChunkTape<T> restore(Team& team, ptrdiff_t chunk) {
+    const ptrdiff_t begin = tape_.chunks.begin(chunk), end = tape_.chunks.end(chunk);
+    const ptrdiff_t first = rows_.start(begin), count = rows_.start(end) - first;
+    ChunkTape<T> here{rows_,
+                      begin,
+                      end,
+                      own_.gates.data() + first * gates_pitch_,
+                      own_.c.data() + rows_.state_before(begin) * pitch_,
+                      rows_.state_after(begin) - rows_.state_before(begin)};
+    if (tape_.mode == TapeMode::kFull) return here;
+    here.gates = gates_.data();
+    input_.gather_share(team, begin, end);
+    if (tape_.mode == TapeMode::kHalf) {
+      const Share share = share_of(count, team.thread(), team.threads());
+      for (ptrdiff_t r = share.begin; r < share.end; ++r)
+        k_.widen_gates(H_pad_, own_.gates16.data() + (first + r) * 4 * H_pad_, here.gates + r * gates_pitch_);
+      team.barrier();
+      return here;
     }
-    return out;
+    here.c = c_.data();
+    here.c_after = rows_.active(begin);
+    team.barrier();
+    input_.products_share(team, begin, end, here.gates);
+    const ptrdiff_t saved = here.c_after * pitch_;
+    if (team.thread() == 0)
+      std::copy(own_.c_chunks.data() + tape_.chunks.state(chunk) * pitch_,
+                own_.c_chunks.data() + tape_.chunks.state(chunk) * pitch_ + saved, c_.data());
+    team.barrier();
+    make_gates_share(team, here);
+    team.barrier();
+    return here;
   }
 
-  void steps(Team& team, LayerTape<T>& own, const PackedLayer<T>& packed, MatrixRows<T> dy, T* dh,
-             T* dc) const {
-    const Kernels<T>& k = w_.kernels();
-    const ptrdiff_t H = tape_.shape.hidden_size, H_pad = tape_.shape.hidden_padded();
-    const ptrdiff_t gates_pitch = tape_.gates_pitch(), pitch = tape_.state_pitch();
+  // All h are known, so the recurrent products of all steps with the same active slots are one.
+  void make_gates_share(Team& team, const ChunkTape<T>& here) {
+    CellForward<T> cell{.H = shape_.hidden_size,
+                        .H_pad = H_pad_,
+                        .h_row = pitch_,
+                        .recurrent = packed_.recurrent.data(),
+                        .input_row = gates_pitch_,
+                        .gates_row = gates_pitch_,
+                        .c_row = pitch_};
+    for (ptrdiff_t s = here.begin, end; s < here.end; s = end) {
+      end = s + 1;
+      const ptrdiff_t offset = rows_.state_before(s) - rows_.start(s);
+      while (end < here.end && rows_.state_before(end) - rows_.start(end) == offset) ++end;
+      const Share share = share_of(here.row(end) - here.row(s), team.thread(), team.threads(), kTileRows);
+      cell.M = share.size();
+      cell.unit_begin = 0;
+      cell.unit_end = H_pad_;
+      cell.h_prev = own_.h.data() + (rows_.state_before(s) + share.begin) * pitch_;
+      cell.gates = here.gates + (here.row(s) + share.begin) * gates_pitch_;
+      cell.input = cell.gates;
+      if (cell.M > 0) k_.cell_gates(cell);
+      team.poll();
+    }
+    team.barrier();
+    const Share units = share_of(H_pad_, team.thread(), team.threads(), k_.lanes);
+    for (ptrdiff_t s = here.begin; s < here.end; ++s) {
+      cell.M = rows_.active(s);
+      cell.unit_begin = units.begin;
+      cell.unit_end = units.end;
+      cell.gates = here.gates + here.row(s) * gates_pitch_;
+      cell.c_prev = c_.data() + here.c_row_before(s) * pitch_;
+      cell.c = c_.data() + here.c_row_after(s) * pitch_;
+      k_.cell_states(cell);
+    }
+  }
+
+  void steps(Team& team, const ChunkTape<T>& here, MatrixRows<T> dy, T* dh, T* dc) const {
     const bool by_sequences = split_by_sequences(rows_.batch(), team.threads());
     const Slots slots = by_sequences ? Slots{team.thread(), team.threads()} : Slots{0, 1};
     const Share units =
-        by_sequences ? Share{0, H_pad} : share_of(H_pad, team.thread(), team.threads(), k.panel);
-    const ptrdiff_t slot = slots.first * pitch;
-    for (ptrdiff_t s = rows_.steps() - 1; s >= 0; --s) {
-      const ptrdiff_t M = slots.count(rows_.active(s)), first = rows_.start(s) + slots.first;
-      k.cell_backward({.M = M,
-                       .H_pad = H_pad,
-                       .unit_begin = units.begin,
-                       .unit_end = units.end,
-                       .gates = own.gates.data() + first * gates_pitch,
-                       .gates_row = slots.stride * gates_pitch,
-                       .c_prev = own.c.data() + rows_.state_before(s) * pitch + slot,
-                       .c = own.c.data() + rows_.state_after(s) * pitch + slot,
-                       .c_row = slots.stride * pitch,
-                       .dh = dh + slot,
-                       .dc = dc + slot,
-                       .d_row = slots.stride * pitch,
-                       .dy = dy.data ? dy.row(first) : nullptr,
-                       .dy_row = slots.stride * dy.pitch});
+        by_sequences ? Share{0, H_pad_} : share_of(H_pad_, team.thread(), team.threads(), k_.panel);
+    const ptrdiff_t slot = slots.first * pitch_;
+    for (ptrdiff_t s = here.end - 1; s >= here.begin; --s) {
+      const ptrdiff_t M = slots.count(rows_.active(s));
+      T* const gates = here.gates + (here.row(s) + slots.first) * gates_pitch_;
+      k_.cell_backward({.M = M,
+                        .H_pad = H_pad_,
+                        .unit_begin = units.begin,
+                        .unit_end = units.end,
+                        .gates = gates,
+                        .gates_row = slots.stride * gates_pitch_,
+                        .c_prev = here.c + here.c_row_before(s) * pitch_ + slot,
+                        .c = here.c + here.c_row_after(s) * pitch_ + slot,
+                        .c_row = slots.stride * pitch_,
+                        .dh = dh + slot,
+                        .dc = dc + slot,
+                        .d_row = slots.stride * pitch_,
+                        .dy = dy.data ? dy.row(rows_.start(s) + slots.first) : nullptr,
+                        .dy_row = slots.stride * dy.pitch});
       if (by_sequences)
         team.poll();
       else
         team.barrier();
-      const ptrdiff_t columns = std::min(units.end, H) - units.begin;
+      const ptrdiff_t columns = std::min(units.end, shape_.hidden_size) - units.begin;
       if (M > 0 && columns > 0)
-        k.gemm({.M = M,
-                .N = columns,
-                .K = 4 * H_pad,
-                .a = own.gates.data() + first * gates_pitch,
-                .a_row = slots.stride * gates_pitch,
-                .b = packed.recurrent_backward.data() + units.begin * 4 * H_pad,
-                .init = nullptr,
-                .init_row = 0,
-                .c = dh + slot + units.begin,
-                .c_row = slots.stride * pitch});
+        k_.gemm({.M = M,
+                 .N = columns,
+                 .K = 4 * H_pad_,
+                 .a = gates,
+                 .a_row = slots.stride * gates_pitch_,
+                 .b = packed_.recurrent_backward.data() + units.begin * 4 * H_pad_,
+                 .init = nullptr,
+                 .init_row = 0,
+                 .c = dh + slot + units.begin,
+                 .c_row = slots.stride * pitch_});
     }
   }
 
-  const PackedWeights<T>& w_;
+  // dX (R, inputs) = dA W
+  void input_gradient_share(Team& team, ptrdiff_t R, const T* dA, T* dX, ptrdiff_t dX_row) const {
+    gemm_share<T>(k_,
+                  {.M = R,
+                   .N = packed_.inputs,
+                   .K = 4 * H_pad_,
+                   .a = dA,
+                   .a_row = gates_pitch_,
+                   .b = packed_.input_backward.data(),
+                   .init = nullptr,
+                   .init_row = 0,
+                   .c = dX,
+                   .c_row = dX_row},
+                  team);
+  }
+
+  void products(Team& team, const ChunkTape<T>& here, const ReductionOrder& order, T* parameters, T* dX) {
+    const ptrdiff_t H = shape_.hidden_size, R = order.rows(), first = rows_.start(here.begin);
+    const WeightGradients<T> weights{k_, H, H_pad_, here.gates, gates_pitch_};
+    weights.product_share(team, R, order.row.data(), own_.h.data(), pitch_, order.state_before.data(), H,
+                          parameters + offset_.weight_hh, scratch(team));
+    if (shape_.bias) weights.bias_sums_share(team, R, order.row.data(), bias_sums_.data());
+    if (!input_.by_token()) {
+      const MatrixRows<T> x = input_.rows(here.begin);
+      weights.product_share(team, R, order.row.data(), x.data, x.pitch, order.row.data(), packed_.inputs,
+                            parameters + offset_.weight_ih, scratch(team));
+      if (dX)
+        input_gradient_share(team, R, here.gates, dX + first * row_pitch<T>(packed_.inputs),
+                             row_pitch<T>(packed_.inputs));
+      return;
+    }
+    // Token input: the derivative of the table row each token took. Products over distinct tokens follow at
+    // the end.
+    const Share columns = share_of(4 * H_pad_, team.thread(), team.threads(), 16);
+    const std::vector<int32_t>& token = tape_.tokens.slot[static_cast<size_t>(direction_)];
+    for (const int32_t row : order.row)
+      k_.add(columns.size(), here.gates + row * gates_pitch_ + columns.begin,
+             d_table_.data() + token[static_cast<size_t>(first + row)] * gates_pitch_ + columns.begin);
+  }
+
   Tape<T>& tape_;
   const Rows& rows_;
-  ReductionOrder order_;
-  std::vector<WeightOffsets> offsets_;
-  const T *dh_n_, *dc_n_;
-  const LstmGradients<T>& gradients_;
+  const Kernels<T>& k_;
+  const LstmShape& shape_;
+  ptrdiff_t direction_, index_;
+  const PackedLayer<T>& packed_;
+  LayerTape<T>& own_;
+  WeightOffsets offset_;
+  ptrdiff_t H_pad_, gates_pitch_, pitch_;
+  LayerInput<T> input_;
+  Buffer<T> bias_sums_;  // (4, H_pad)
+  Buffer<T> gates_, c_;  // of a chunk, where the tape has them in another form
+  Buffer<T> d_table_;    // token input: (distinct, 4 H_pad), gates_pitch apart
+  std::vector<Buffer<T>> scratch_;
 };
+
+// dh_n or dc_n of one layer and direction in the order of slots.
+template <class T>
+Buffer<T> final_states(const Tape<T>& tape, const T* states, ptrdiff_t index) {
+  const ptrdiff_t N = tape.rows.batch(), H = tape.shape.hidden_size, pitch = tape.state_pitch();
+  Buffer<T> out = Buffer<T>::zeros(N * pitch);
+  for (ptrdiff_t slot = 0; states && slot < N; ++slot) {
+    const T* from = states + (index * N + tape.rows.sequence(slot)) * H;
+    std::copy(from, from + H, out.data() + slot * pitch);
+  }
+  return out;
+}
+
+template <class T>
+void layer_backward(const PackedWeights<T>& w, Tape<T>& tape, ptrdiff_t layer, ptrdiff_t direction,
+                    const T* dh_n, const T* dc_n, MatrixRows<T> dy, T* dX, const LstmGradients<T>& gradients,
+                    const Poll& poll) {
+  const ptrdiff_t N = tape.rows.batch(), P = tape.rows.total(), H = tape.shape.hidden_size;
+  const ptrdiff_t index = layer * tape.shape.directions() + direction, pitch = tape.state_pitch();
+  const int threads = layer_threads(N, P, H, tape.shape.layer_inputs(layer)) == 1 ? 1 : num_threads();
+  Buffer<T> dh = final_states(tape, dh_n, index), dc = final_states(tape, dc_n, index);
+  LayerBackward<T>(w, tape, layer, direction, threads).run(gradients, dy, dh.data(), dc.data(), dX, poll);
+  for (ptrdiff_t slot = 0; slot < N; ++slot) {
+    const ptrdiff_t to = (index * N + tape.rows.sequence(slot)) * H;
+    std::copy(dh.data() + slot * pitch, dh.data() + slot * pitch + H, gradients.dh0 + to);
+    std::copy(dc.data() + slot * pitch, dc.data() + slot * pitch + H, gradients.dc0 + to);
+  }
+}
 
 // dy of the top layer, one direction: from the user's (N, T, D H) to that direction's order of steps.
 template <class T>
@@ -281,7 +387,6 @@ void lstm_backward(const PackedWeights<T>& w, Tape<T>& tape, const T* dy, const 
   const Kernels<T>& k = w.kernels();
   const ptrdiff_t P = tape.rows.total(), D = shape.directions(), H = shape.hidden_size;
   const ptrdiff_t state_pitch = tape.state_pitch();
-  Backward<T> backward(w, tape, dh_n, dc_n, gradients);
   std::vector<Buffer<T>> dX_above;
   for (ptrdiff_t layer = shape.num_layers - 1; layer >= 0; --layer) {
     const bool top = layer == shape.num_layers - 1;
@@ -304,7 +409,8 @@ void lstm_backward(const PackedWeights<T>& w, Tape<T>& tape, const T* dy, const 
         dy_rows.data = gathered.data();
       }
       dX.emplace_back(dX_size);
-      backward.layer(layer, direction, dy_rows, need_dx ? dX.back().data() : nullptr, poll);
+      layer_backward(w, tape, layer, direction, dh_n, dc_n, dy_rows, need_dx ? dX.back().data() : nullptr,
+                     gradients, poll);
     }
     dX_above = std::move(dX);
   }

@@ -82,6 +82,7 @@ void lstm_cell_backward(const PackedWeights<T>& w, ptrdiff_t N, const T* x, cons
   const Buffer<T> dh_rows = padded_rows(N, H, pitch, dh);
   Buffer<T> dc_rows = padded_rows(N, H, pitch, dc);
   const ptrdiff_t scratch_size = transposed_scratch(std::max(I, H), k.panel);
+  Buffer<T> bias_sums = Buffer<T>::zeros(4 * H_pad);
   std::vector<Buffer<T>> scratch;
   const int threads = layer_threads(N, N, H, I) == 1 ? 1 : num_threads();
   for (int t = 0; t < threads; ++t) scratch.emplace_back(scratch_size);
@@ -131,9 +132,11 @@ void lstm_cell_backward(const PackedWeights<T>& w, ptrdiff_t N, const T* x, cons
     const WeightGradients<T> weights{k, H, H_pad, dA.data(), gates_pitch};
     weights.product_share(team, N, nullptr, x, I, nullptr, I, out.parameters + offset.weight_ih, mine);
     weights.product_share(team, N, nullptr, h, H, nullptr, H, out.parameters + offset.weight_hh, mine);
-    if (w.shape.bias)
-      weights.bias_share(team, N, nullptr, out.parameters + offset.bias_ih, out.parameters + offset.bias_hh);
+    if (w.shape.bias) weights.bias_sums_share(team, N, nullptr, bias_sums.data());
   });
+  if (out.parameters && w.shape.bias)
+    add_bias_gradients(k, H, H_pad, bias_sums.data(), out.parameters + offset.bias_ih,
+                       out.parameters + offset.bias_hh);
   unpad_rows(N, H, pitch, dc_rows.data(), out.dc_prev);
 }
 

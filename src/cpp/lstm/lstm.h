@@ -38,12 +38,12 @@ void lstm_forward(const PackedWeights<T>& w, ptrdiff_t N, ptrdiff_t time, const 
                   const LstmInput<T>& input, const LstmStates<T>& initial, const LstmOutputs<T>& out,
                   const Poll& poll);
 
-// The same with dropout between layers, keeping what backward needs.
+// The same with dropout between layers, keeping what backward needs: mode is kFull, kHalf or kLean.
 template <class T>
 std::unique_ptr<Tape<T>> lstm_forward_tape(const PackedWeights<T>& w, ptrdiff_t N, ptrdiff_t time,
                                            const int32_t* lengths, const LstmInput<T>& input,
                                            const LstmStates<T>& initial, T dropout, uint64_t seed,
-                                           const LstmOutputs<T>& out, const Poll& poll);
+                                           TapeMode mode, const LstmOutputs<T>& out, const Poll& poll);
 
 template <class T>
 struct LstmGradients {

@@ -39,19 +39,22 @@ struct WeightGradients {
                                 .scratch = scratch},
                                team);
   }
-  // Both biases += the sum of the rows of dA.
-  void bias_share(const Team& team, ptrdiff_t R, const int32_t* dA_order, T* d_bias_ih, T* d_bias_hh) const {
-    const Share units = share_of(H_pad, team.thread(), team.threads(), 16);
-    Buffer<T> sums(std::max<ptrdiff_t>(units.size(), 1));
-    for (ptrdiff_t gate = 0; gate < 4 && units.size() > 0; ++gate) {
-      std::fill(sums.data(), sums.data() + units.size(), T(0));
-      k.add_rows(R, units.size(), dA + gate * H_pad + units.begin, dA_row, dA_order, sums.data());
-      const ptrdiff_t count = std::min(units.end, H) - units.begin;
-      if (count <= 0) continue;
-      k.add(count, sums.data(), d_bias_ih + gate * H + units.begin);
-      k.add(count, sums.data(), d_bias_hh + gate * H + units.begin);
-    }
+  // sums (4, H_pad) += the rows of dA
+  void bias_sums_share(const Team& team, ptrdiff_t R, const int32_t* dA_order, T* sums) const {
+    const Share columns = share_of(4 * H_pad, team.thread(), team.threads(), 16);
+    if (columns.size() > 0)
+      k.add_rows(R, columns.size(), dA + columns.begin, dA_row, dA_order, sums + columns.begin);
   }
 };
+
+// Both biases (4H) += sums (4, H_pad).
+template <class T>
+void add_bias_gradients(const Kernels<T>& k, ptrdiff_t H, ptrdiff_t H_pad, const T* sums, T* d_bias_ih,
+                        T* d_bias_hh) {
+  for (ptrdiff_t gate = 0; gate < 4; ++gate) {
+    k.add(H, sums + gate * H_pad, d_bias_ih + gate * H);
+    k.add(H, sums + gate * H_pad, d_bias_hh + gate * H);
+  }
+}
 
 }  // namespace fusedlstm

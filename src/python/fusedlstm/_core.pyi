@@ -100,6 +100,7 @@ def lstm_forward_tape(
     embedding: Float | None = None,
     dropout: float = 0.0,
     seed: int = 0,
+    tape: str = "full",
 ) -> tuple[Float, Float, Float, LSTMTape]: ...
 def lstm_backward(
     packed: PackedLSTM,

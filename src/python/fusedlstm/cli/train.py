@@ -166,6 +166,13 @@ def add_parser(commands: Any) -> None:
         help="bound on the norm of the gradient; 0: none (default: %(default)s)",
     )
     training.add_argument(
+        "--tape",
+        choices=("full", "half", "lean"),
+        default="full",
+        help="activations kept for backward: all; gates in 16 bits; or made again, same bits and about "
+        "a fifth of the memory (default: %(default)s)",
+    )
+    training.add_argument(
         "--loss-scale",
         choices=("mean", "batch"),
         default="mean",
@@ -380,6 +387,7 @@ def run(options: argparse.Namespace) -> int:
             schedule=schedule,
             clip=options.clip or None,
             loss_scale=options.loss_scale,
+            tape=options.tape,
             early_stopping=options.early_stopping,
             seconds=options.seconds,
             seed=options.seed,

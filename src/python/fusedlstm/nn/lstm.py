@@ -80,11 +80,17 @@ class LSTMTape(Tape):
         return self.native.row_of
 
     def gates(self, layer: int, direction: int = 0) -> Float:
-        """View (P, 4, H) of gates i, f, g, o after activation, of the P valid steps; before backward only."""
+        """View (P, 4, H) of gates i, f, g, o after activation, of the P valid steps; before backward only.
+
+        Raises
+        ------
+        RuntimeError
+            If the tape is not a full one.
+        """
         return self.native.gates(layer, direction)
 
     def c(self, layer: int, direction: int = 0) -> Float:
-        """View (P, H) of the cell states of the P valid steps."""
+        """View (P, H) of the cell states of the P valid steps; of a full tape only, as `gates`."""
         return self.native.c(layer, direction)
 
     def h(self, layer: int, direction: int = 0) -> Float:
@@ -151,21 +157,25 @@ class LSTM(Layer):
         ``"torch"``: every parameter from U(-1/sqrt(H), 1/sqrt(H)); ``("uniform", a)``: from U(-a, a).
     forget_bias : float
         Added to the forget gate's part of ``bias_ih``, and not of ``bias_hh``: the gate sees their sum.
+    tape : str
+        What `forward` keeps for `backward`, in float32 for each of the N*T*H and layer: ``"full"`` 24 bytes;
+        ``"half"`` 16, gates in 16 bits (gradients differ by some 1e-5 of their norm); ``"lean"`` about 4,
+        gates are computed again (a third more FLOPs, the bits of ``"full"``). May be set later.
     seed : int
         Of the initial values. Give layers of one shape different seeds, or they start equal.
 
     Raises
     ------
     ValueError
-        If a size, rate, dtype or init is out of range.
+        If a size, rate, dtype, init or tape is out of range.
     TypeError
         If a size is not an int.
 
     Notes
     -----
-    A call costs 8*N*T*H*(I + H) FLOPs for one layer and direction, a training step three times that; the tape
-    holds about 24 bytes per N*T*H and layer in float32. Steps past a sequence's length cost nothing. A layer
-    keeps no state between calls: pass ``state`` on to continue a sequence; the bits are those of one call.
+    A call costs 8*N*T*H*(I + H) FLOPs for one layer and direction, a training step three times that. Steps
+    past a sequence's length cost nothing. A layer keeps no state between calls: pass ``state`` on to continue a
+    sequence; the bits are those of one call.
 
     References
     ----------
@@ -202,8 +212,10 @@ class LSTM(Layer):
         dtype: str = "float32",
         init: Init = "torch",
         forget_bias: float = 0.0,
+        tape: str = "full",
         seed: int = 0,
     ) -> None:
+        self.tape = tape
         self.input_size = integer(input_size, "input_size", 1)
         self.hidden_size = integer(hidden_size, "hidden_size", 1)
         self.num_layers = integer(num_layers, "num_layers", 1)
@@ -234,6 +246,17 @@ class LSTM(Layer):
             )
             self._native = native
         return native
+
+    @property
+    def tape(self) -> str:
+        """``"full"``, ``"half"`` or ``"lean"``: what `forward` keeps."""
+        return self._tape
+
+    @tape.setter
+    def tape(self, tape: str) -> None:
+        if tape not in ("full", "half", "lean"):
+            raise ValueError(f"LSTM: tape must be 'full', 'half' or 'lean', got {tape!r}")
+        self._tape = tape
 
     @property
     def num_directions(self) -> int:
@@ -342,6 +365,7 @@ class LSTM(Layer):
             embedding=call.table,
             dropout=self.dropout if self.takes_seed else 0.0,
             seed=number,
+            tape=self.tape,
         )
         tape = LSTMTape(self, packed, native, call, call.state(h_n, c_n))
         return self._output(call, y, h_n, c_n), tape

@@ -1,0 +1,129 @@
+// The input of one layer and direction, chunk by chunk of steps: its rows in that direction's order, and
+// their products W x + b. Forward makes them; backward makes them again where the tape does not keep them.
+#pragma once
+
+#include <algorithm>
+
+#include "lstm/packing.h"
+#include "lstm/tape.h"
+#include "runtime/products.h"
+
+namespace fusedlstm {
+
+// Rows come from the user's x, or from the layer below: both its directions side by side, with dropout.
+template <class T>
+class LayerInput {
+ public:
+  // x: the user's (N, T, I), needed for layer 0 where the tape has no rows of its own.
+  LayerInput(const PackedWeights<T>& w, const Tape<T>& tape, ptrdiff_t layer, ptrdiff_t direction,
+             const T* x = nullptr)
+      : kernels_(w.kernels()),
+        packed_(w.layers[static_cast<size_t>(layer * tape.shape.directions() + direction)]),
+        tape_(tape),
+        kept_(tape.layers[static_cast<size_t>(layer * tape.shape.directions() + direction)].x),
+        layer_(layer),
+        direction_(direction),
+        x_(x) {
+    if (by_token())
+      table_ = Buffer<T>(static_cast<ptrdiff_t>(tape.tokens.distinct.size()) * tape.gates_pitch());
+    else if (!kept_.data)
+      gathered_ = Buffer<T>(tape.chunks.most_rows() * row_pitch<T>(packed_.inputs));
+  }
+
+  bool by_token() const { return layer_ == 0 && tape_.token_input; }
+
+  // Token input: W x + b of every token that occurs, once. A barrier must follow.
+  void make_table_share(Team& team) {
+    if (!by_token()) return;
+    gemm_share<T>(kernels_,
+                  {.M = static_cast<ptrdiff_t>(tape_.tokens.distinct.size()),
+                   .N = packed_.bias.size(),
+                   .K = packed_.inputs,
+                   .a = tape_.tokens.embedded.data(),
+                   .a_row = row_pitch<T>(packed_.inputs),
+                   .b = packed_.input.data(),
+                   .init = packed_.bias.data(),
+                   .init_row = 0,
+                   .c = table_.data(),
+                   .c_row = tape_.gates_pitch()},
+                  team);
+  }
+
+  // Input rows of the steps [begin, end). Where they are not kept, a barrier must follow.
+  bool gathers() const { return gathered_.size() > 0; }
+  void gather_share(const Team& team, ptrdiff_t begin, ptrdiff_t end) {
+    if (gathers()) copy_share(team, begin, end, gathered_.data());
+  }
+  MatrixRows<T> rows(ptrdiff_t begin) const {
+    if (gathers()) return {gathered_.data(), row_pitch<T>(packed_.inputs)};
+    return {kept_.row(tape_.rows.start(begin)), kept_.pitch};
+  }
+  void copy_share(const Team& team, ptrdiff_t begin, ptrdiff_t end, T* to) const {
+    const Rows& rows = tape_.rows;
+    const Share steps = share_of(end - begin, team.thread(), team.threads());
+    for (ptrdiff_t s = begin + steps.begin; s < begin + steps.end; ++s)
+      for (ptrdiff_t slot = 0; slot < rows.active(s); ++slot)
+        copy_row(s, slot, to + (rows.start(s) - rows.start(begin) + slot) * row_pitch<T>(packed_.inputs));
+  }
+
+  // gates (rows, 4, H_pad) = W x + b of the steps [begin, end), after the barriers that those above ask for.
+  void products_share(Team& team, ptrdiff_t begin, ptrdiff_t end, T* gates) const {
+    const ptrdiff_t first = tape_.rows.start(begin), count = tape_.rows.start(end) - first;
+    const ptrdiff_t columns = packed_.bias.size(), pitch = tape_.gates_pitch();
+    if (by_token()) {
+      const std::vector<int32_t>& token = tape_.tokens.slot[static_cast<size_t>(direction_)];
+      const Share share = share_of(count, team.thread(), team.threads());
+      for (ptrdiff_t r = share.begin; r < share.end; ++r) {
+        const T* from = table_.data() + token[static_cast<size_t>(first + r)] * pitch;
+        std::copy(from, from + columns, gates + r * pitch);
+      }
+      return;
+    }
+    const MatrixRows<T> x = rows(begin);
+    gemm_share<T>(kernels_,
+                  {.M = count,
+                   .N = columns,
+                   .K = packed_.inputs,
+                   .a = x.data,
+                   .a_row = x.pitch,
+                   .b = packed_.input.data(),
+                   .init = packed_.bias.data(),
+                   .init_row = 0,
+                   .c = gates,
+                   .c_row = pitch},
+                  team);
+  }
+
+ private:
+  void copy_row(ptrdiff_t s, ptrdiff_t slot, T* to) const {
+    const Rows& rows = tape_.rows;
+    if (layer_ == 0) {
+      const T* from = x_ + rows.user_row(s, slot, direction_) * packed_.inputs;
+      std::copy(from, from + packed_.inputs, to);
+      return;
+    }
+    const ptrdiff_t H = tape_.shape.hidden_size, D = tape_.shape.directions(),
+                    t = rows.time_of(s, slot, direction_);
+    for (ptrdiff_t below = 0; below < D; ++below) {
+      const ptrdiff_t step = rows.time_of(t, slot, below);  // its own inverse
+      const T* from = tape_.layers[static_cast<size_t>((layer_ - 1) * D + below)].h.data() +
+                      (rows.state_after(step) + slot) * tape_.state_pitch();
+      std::copy(from, from + H, to + below * H);
+    }
+    if (tape_.dropout > 0)
+      kernels_.dropout_row(D * H, {tape_.seed, static_cast<uint32_t>(layer_ - 1)},
+                           static_cast<uint32_t>(rows.sequence(slot)), static_cast<uint32_t>(t),
+                           tape_.dropout, to, to);
+  }
+
+  const Kernels<T>& kernels_;
+  const PackedLayer<T>& packed_;
+  const Tape<T>& tape_;
+  const MatrixRows<T>& kept_;
+  ptrdiff_t layer_, direction_;
+  const T* x_;
+  Buffer<T> table_;     // token input: (distinct, 4 H_pad), gates_pitch apart
+  Buffer<T> gathered_;  // rows of one chunk, where no others have them
+};
+
+}  // namespace fusedlstm
