@@ -32,6 +32,8 @@ FUSEDLSTM_INLINE void tile(ptrdiff_t K, const T* a, ptrdiff_t a_row, const T* b,
 #pragma GCC unroll 16
     for (int v = 0; v < 2 * P; ++v) acc[m][v] = init ? load(init + m * init_row + v * W) : Vec<T>{};
   }
+  // Unrolled: where a core's other hardware thread is busy, the limit is the number of instructions.
+#pragma GCC unroll 4
   for (ptrdiff_t k = 0; k < K; ++k) {
     Vec<T> b_k[2 * P];
 #pragma GCC unroll 16
@@ -167,6 +169,46 @@ void pack(ptrdiff_t K, ptrdiff_t N, const T* source, ptrdiff_t k_stride, ptrdiff
   }
 }
 
+// Row `from` of B, columns of one panel.
+template <class T>
+FUSEDLSTM_INLINE void copy_panel_row(const T* from, ptrdiff_t columns, T* panel) {
+  if (columns == kPanel<T>) {
+    store<T>(panel, load(from));
+    store<T>(panel + kLanes<T>, load(from + kLanes<T>));
+    return;
+  }
+  for (ptrdiff_t j = 0; j < columns; ++j) panel[j] = from[j];
+  for (ptrdiff_t j = columns; j < kPanel<T>; ++j) panel[j] = T(0);
+}
+
+// M columns of K rows of A, interleaved as tiles of [k][kTileRows], a few rows of all tiles at a time. The
+// few lines of each row are too short a run for the hardware to fetch ahead.
+template <class T>
+void interleave(const GemmTransposed<T>& g, ptrdiff_t r0, ptrdiff_t K, ptrdiff_t m0, ptrdiff_t M, T* packed) {
+  constexpr ptrdiff_t block = 16, line = 64 / static_cast<ptrdiff_t>(sizeof(T));
+  const auto row = [&](ptrdiff_t k) { return g.a + (g.a_rows ? g.a_rows[r0 + k] : r0 + k) * g.a_row + m0; };
+  for (ptrdiff_t k0 = 0; k0 < K; k0 += block) {
+    const ptrdiff_t count = smaller(block, K - k0);
+    const T* from[block];
+    for (ptrdiff_t k = 0; k < count; ++k) {
+      from[k] = row(k0 + k);
+      if (k0 + block + k >= K) continue;
+      const T* const next = row(k0 + block + k);
+      for (ptrdiff_t m = 0; m < M; m += line) __builtin_prefetch(next + m);
+    }
+    for (ptrdiff_t m = 0; m < M; m += kTileRows) {
+      const ptrdiff_t columns = smaller<ptrdiff_t>(kTileRows, M - m);
+      T* to = packed + m * K + k0 * kTileRows;
+      for (ptrdiff_t k = 0; k < count; ++k, to += kTileRows) {
+        if (columns == kTileRows)
+          __builtin_memcpy(to, from[k] + m, kTileRows * sizeof(T));
+        else
+          for (ptrdiff_t i = 0; i < columns; ++i) to[i] = from[k][m + i];
+      }
+    }
+  }
+}
+
 // C[m][n] += sum over rows r, in the order given, of A[r][m] B[r][n]: weight gradients. Rows are gathered
 // into blocks of packed A and B; C is the running sum between blocks.
 template <class T>
@@ -183,21 +225,12 @@ void gemm_transposed(const GemmTransposed<T>& g) {
       const ptrdiff_t columns = smaller<ptrdiff_t>(kPanel<T>, g.N - n0);
       for (ptrdiff_t k = 0; k < K; ++k) {
         const T* b = g.b + (g.b_rows ? g.b_rows[r0 + k] : r0 + k) * g.b_row + n0;
-        T* panel = packed_b + n0 * K + k * kPanel<T>;
-        for (ptrdiff_t j = 0; j < columns; ++j) panel[j] = b[j];
-        for (ptrdiff_t j = columns; j < kPanel<T>; ++j) panel[j] = T(0);
+        copy_panel_row(b, columns, packed_b + n0 * K + k * kPanel<T>);
       }
     }
     for (ptrdiff_t m0 = 0; m0 < g.M; m0 += column_block) {
       const ptrdiff_t M = smaller(column_block, g.M - m0);
-      for (ptrdiff_t k = 0; k < K; ++k) {
-        const T* a = g.a + (g.a_rows ? g.a_rows[r0 + k] : r0 + k) * g.a_row + m0;
-        T* tile_k = packed_a + k * kTileRows;
-        ptrdiff_t m = 0;
-        for (; m + kTileRows <= M; m += kTileRows, tile_k += K * kTileRows)
-          for (ptrdiff_t i = 0; i < kTileRows; ++i) tile_k[i] = a[m + i];
-        for (ptrdiff_t i = 0; m + i < M; ++i) tile_k[i] = a[m + i];
-      }
+      interleave(g, r0, K, m0, M, packed_a);
       T* c = g.c + m0 * g.c_row;
       gemm_panels_outer<T, LayoutA::kInterleaved>({.M = M,
                                                    .N = g.N,
