@@ -17,19 +17,11 @@ namespace {
 // Columns of block u: i, f, g, o of units u .. u + kLanes - 1. Two panels: (i f), (g o).
 template <class T>
 void pack_recurrent(ptrdiff_t H, ptrdiff_t H_pad, const T* weight_hh, T* packed) {
-  constexpr int W = kLanes<T>;
-  for (ptrdiff_t u = 0; u < H_pad; u += W) {
-    for (int gate = 0; gate < 4; ++gate) {
-      T* column = packed + u * 4 * H + (gate / 2) * (H * kPanel<T>)+(gate % 2) * W;
-      for (int lane = 0; lane < W; ++lane) {
-        const T* row = weight_hh + (gate * H + u + lane) * H;
-        if (u + lane < H)
-          for (ptrdiff_t k = 0; k < H; ++k) column[k * kPanel<T> + lane] = row[k];
-        else
-          for (ptrdiff_t k = 0; k < H; ++k) column[k * kPanel<T> + lane] = T(0);
-      }
-    }
-  }
+  constexpr ptrdiff_t W = kLanes<T>;
+  for (ptrdiff_t u = 0; u < H_pad; u += W)
+    for (ptrdiff_t gate = 0; gate < 4; ++gate)
+      pack_vector<T>(H, u < H ? smaller(W, H - u) : 0, weight_hh + (gate * H + u) * H, H,
+                     packed + u * 4 * H + gate / 2 * (H * kPanel<T>)+gate % 2 * W);
 }
 
 template <class T>

@@ -147,26 +147,22 @@ void gemm(const Gemm<T>& whole) {
   }
 }
 
-// B[k][n] = source[k * k_stride + n * n_stride] to panels.
+// panels[k][j] = rows[j][k] for j < columns of a vector, 0 for the lanes past them. Panel rows are kPanel
+// apart.
 template <class T>
-void pack(ptrdiff_t K, ptrdiff_t N, const T* source, ptrdiff_t k_stride, ptrdiff_t n_stride, T* panels) {
-  constexpr ptrdiff_t block = 64;  // of k: a block of a transposed source stays in L1
-  for (ptrdiff_t n0 = 0; n0 < N; n0 += kPanel<T>, panels += K * kPanel<T>) {
-    const ptrdiff_t columns = smaller<ptrdiff_t>(kPanel<T>, N - n0);
-    for (ptrdiff_t k0 = 0; k0 < K; k0 += block) {
-      const ptrdiff_t k1 = smaller(k0 + block, K);
-      if (n_stride == 1) {
-        for (ptrdiff_t k = k0; k < k1; ++k)
-          for (ptrdiff_t j = 0; j < columns; ++j) panels[k * kPanel<T> + j] = source[k * k_stride + n0 + j];
-      } else {
-        for (ptrdiff_t j = 0; j < columns; ++j)
-          for (ptrdiff_t k = k0; k < k1; ++k)
-            panels[k * kPanel<T> + j] = source[k * k_stride + (n0 + j) * n_stride];
-      }
-      for (ptrdiff_t k = k0; k < k1; ++k)
-        for (ptrdiff_t j = columns; j < kPanel<T>; ++j) panels[k * kPanel<T> + j] = T(0);
-    }
+void pack_vector(ptrdiff_t K, ptrdiff_t columns, const T* rows, ptrdiff_t row_pitch, T* panel) {
+  constexpr ptrdiff_t W = kLanes<T>;
+  ptrdiff_t k = 0;
+  for (; columns == W && k + W <= K; k += W) {
+    Vec<T> square[W];
+#pragma GCC unroll 16
+    for (ptrdiff_t j = 0; j < W; ++j) square[j] = load(rows + j * row_pitch + k);
+    transpose<T>(square);
+#pragma GCC unroll 16
+    for (ptrdiff_t j = 0; j < W; ++j) store<T>(panel + (k + j) * kPanel<T>, square[j]);
   }
+  for (; k < K; ++k)
+    for (ptrdiff_t j = 0; j < W; ++j) panel[k * kPanel<T> + j] = j < columns ? rows[j * row_pitch + k] : T(0);
 }
 
 // Row `from` of B, columns of one panel.
@@ -179,6 +175,22 @@ FUSEDLSTM_INLINE void copy_panel_row(const T* from, ptrdiff_t columns, T* panel)
   }
   for (ptrdiff_t j = 0; j < columns; ++j) panel[j] = from[j];
   for (ptrdiff_t j = columns; j < kPanel<T>; ++j) panel[j] = T(0);
+}
+
+// B[k][n] = source[k * k_stride + n * n_stride] to panels; one of the strides is 1.
+template <class T>
+void pack(ptrdiff_t K, ptrdiff_t N, const T* source, ptrdiff_t k_stride, ptrdiff_t n_stride, T* panels) {
+  constexpr ptrdiff_t W = kLanes<T>;
+  for (ptrdiff_t n0 = 0; n0 < N; n0 += kPanel<T>, panels += K * kPanel<T>) {
+    const T* const from = source + n0 * n_stride;
+    const ptrdiff_t columns = smaller<ptrdiff_t>(kPanel<T>, N - n0);
+    if (n_stride == 1) {
+      for (ptrdiff_t k = 0; k < K; ++k) copy_panel_row(from + k * k_stride, columns, panels + k * kPanel<T>);
+      continue;
+    }
+    pack_vector<T>(K, smaller(W, columns), from, n_stride, panels);
+    pack_vector<T>(K, smaller(W, columns > W ? columns - W : 0), from + W * n_stride, n_stride, panels + W);
+  }
 }
 
 // M columns of K rows of A, interleaved as tiles of [k][kTileRows], a few rows of all tiles at a time. The

@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>  // integer_sequence: a type, no code
 
 #if defined(FUSEDLSTM_LEVEL_AVX512) || defined(FUSEDLSTM_LEVEL_AVX2)
 #include <immintrin.h>
@@ -102,6 +103,28 @@ template <class T>
 FUSEDLSTM_INLINE Vec<T> add_bits(Vec<T> a, VecInt<T> b) {
   using Unsigned = typename VecTypes<T>::unsigned_ints;
   return reinterpret_cast<Vec<T>>(reinterpret_cast<Unsigned>(a) + reinterpret_cast<Unsigned>(b));
+}
+// Lanes of a and b in turn, beginning with lane First: a0 b0 a1 b1 ...
+template <class T, int First, int... I>
+FUSEDLSTM_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (First + I / 2 + I % 2 * kLanes<T>)...);
+}
+// Row i, lane j to row j, lane i: each round halves the distance between lanes that belong together.
+template <class T>
+FUSEDLSTM_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
+  constexpr int W = kLanes<T>;
+  constexpr std::make_integer_sequence<int, W> lanes{};
+#pragma GCC unroll 4
+  for (int round = 1; round < W; round *= 2) {
+    Vec<T> next[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < W / 2; ++i) {
+      next[2 * i] = interleave<T, 0>(rows[i], rows[i + W / 2], lanes);
+      next[2 * i + 1] = interleave<T, W / 2>(rows[i], rows[i + W / 2], lanes);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) rows[i] = next[i];
+  }
 }
 // Comparisons give all ones or all zeros per lane; NaN compares false, so a NaN in `a` passes through both.
 template <class V>
