@@ -180,16 +180,20 @@ FUSEDLSTM_INLINE void copy_panel_row(const T* from, ptrdiff_t columns, T* panel)
 // B[k][n] = source[k * k_stride + n * n_stride] to panels; one of the strides is 1.
 template <class T>
 void pack(ptrdiff_t K, ptrdiff_t N, const T* source, ptrdiff_t k_stride, ptrdiff_t n_stride, T* panels) {
-  constexpr ptrdiff_t W = kLanes<T>;
-  for (ptrdiff_t n0 = 0; n0 < N; n0 += kPanel<T>, panels += K * kPanel<T>) {
+  constexpr ptrdiff_t W = kLanes<T>, block = 8;
+  if (n_stride == 1) {  // a few rows at a time: each is read from its begin to its end
+    for (ptrdiff_t k0 = 0; k0 < K; k0 += block)
+      for (ptrdiff_t n0 = 0; n0 < N; n0 += kPanel<T>)
+        for (ptrdiff_t k = k0; k < smaller(k0 + block, K); ++k)
+          copy_panel_row(source + k * k_stride + n0, smaller<ptrdiff_t>(kPanel<T>, N - n0),
+                         panels + n0 * K + k * kPanel<T>);
+    return;
+  }
+  for (ptrdiff_t n0 = 0; n0 < N; n0 += kPanel<T>) {
     const T* const from = source + n0 * n_stride;
-    const ptrdiff_t columns = smaller<ptrdiff_t>(kPanel<T>, N - n0);
-    if (n_stride == 1) {
-      for (ptrdiff_t k = 0; k < K; ++k) copy_panel_row(from + k * k_stride, columns, panels + k * kPanel<T>);
-      continue;
-    }
-    pack_vector<T>(K, smaller(W, columns), from, n_stride, panels);
-    pack_vector<T>(K, smaller(W, columns > W ? columns - W : 0), from + W * n_stride, n_stride, panels + W);
+    T* const panel = panels + n0 * K;
+    pack_vector<T>(K, smaller(W, N - n0), from, n_stride, panel);
+    pack_vector<T>(K, n0 + W < N ? smaller(W, N - n0 - W) : 0, from + W * n_stride, n_stride, panel + W);
   }
 }
 
