@@ -1,7 +1,7 @@
-"""Times two ways of doing the same work beside each other.
+"""Times several ways of doing the same work beside each other.
 
-Rules, so that a figure can be trusted: the results are compared before anything is timed; both sides run in
-one process with the same number of threads; repetitions alternate A B A B after a warm-up; a record holds
+Rules, so that a figure can be trusted: the results are compared before anything is timed; all sides run in
+one process with the same number of threads; repetitions alternate A B C A B C after a warm-up; a record holds
 medians and quartiles, and the machine, commit, instruction set, threads and shape they were measured with.
 """
 
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,28 +73,43 @@ def _summary(samples: list[float]) -> Record:
 def alternate(
     ours: Callable[[], object], peer: Callable[[], object], *, repetitions: int = 15, warm_up: int = 2
 ) -> Record:
-    """Seconds per call of both, measured in turn: ``ratio`` > 1 means that fusedlstm is faster.
+    """Seconds per call of both, measured in turn; see `alternate_all`."""
+    return alternate_all(ours, {"peer": peer}, repetitions=repetitions, warm_up=warm_up)["peer"]
+
+
+def alternate_all(
+    ours: Callable[[], object],
+    peers: Mapping[str, Callable[[], object]],
+    *,
+    repetitions: int = 15,
+    warm_up: int = 2,
+) -> dict[str, Record]:
+    """Seconds per call, all measured in turn, by peer: ``ratio`` > 1 means that fusedlstm is faster.
 
     ``ratio`` is the ratio of the medians; its quartiles are those of the ratios of neighbouring samples.
     """
+    works = [ours, *peers.values()]
     for _ in range(warm_up):
-        ours()
-        peer()
-    our_calls, peer_calls = _calls_per_sample(ours), _calls_per_sample(peer)
-    our_seconds, peer_seconds = [], []
-    for _ in range(repetitions):
-        our_seconds.append(_sample(ours, our_calls))
-        peer_seconds.append(_sample(peer, peer_calls))
-    pairs = [theirs / mine for mine, theirs in zip(our_seconds, peer_seconds, strict=True)]
-    spread = _summary(pairs)
-    mine, theirs = _summary(our_seconds), _summary(peer_seconds)
-    return {
-        "ours_seconds": mine,
-        "peer_seconds": theirs,
-        "ratio": theirs["median"] / mine["median"],
-        "ratio_lower_quartile": spread["lower_quartile"],
-        "ratio_upper_quartile": spread["upper_quartile"],
-    }
+        for work in works:
+            work()
+    calls = [_calls_per_sample(work) for work in works]
+    rounds = [
+        [_sample(work, count) for work, count in zip(works, calls, strict=True)] for _ in range(repetitions)
+    ]
+    our_seconds, *peer_seconds = (list(column) for column in zip(*rounds, strict=True))
+    mine = _summary(our_seconds)
+    records = {}
+    for name, samples in zip(peers, peer_seconds, strict=True):
+        theirs = _summary(samples)
+        spread = _summary([peer / our for our, peer in zip(our_seconds, samples, strict=True)])
+        records[name] = {
+            "ours_seconds": mine,
+            "peer_seconds": theirs,
+            "ratio": theirs["median"] / mine["median"],
+            "ratio_lower_quartile": spread["lower_quartile"],
+            "ratio_upper_quartile": spread["upper_quartile"],
+        }
+    return records
 
 
 def add_rates(record: Record, flops: float, threads: int) -> Record:
@@ -200,6 +215,5 @@ def _duration(seconds: float) -> str:
     return f"{seconds * 1e9:7.0f} ns"
 
 
-def write_json(path: str, records: list[Record]) -> None:
-    """All records with the machine they were measured on."""
-    Path(path).write_text(json.dumps({"machine": machine(), "records": records}, indent=2) + "\n")
+def write_json(path: str, contents: Record) -> None:
+    Path(path).write_text(json.dumps(contents, indent=2) + "\n")
