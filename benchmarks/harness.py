@@ -7,9 +7,12 @@ medians and quartiles, and the machine, commit, instruction set, threads and sha
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -123,36 +126,55 @@ def add_rates(record: Record, flops: float, threads: int) -> Record:
     return record
 
 
-_peaks: dict[int, float] = {}
+def add_bandwidth(record: Record, weight_bytes: int, steps: int, threads: int) -> Record:
+    """For batch 1: the weights are read once per step; fraction of the bandwidth of the level they fit in."""
+    bandwidth = read_bandwidth(threads, weight_bytes // threads)
+    record["read_bandwidth_gbs"] = bandwidth
+    if bandwidth is not None:
+        for side in ("ours", "peer"):
+            rate = weight_bytes * steps / record[f"{side}_seconds"]["median"] * 1e-9
+            record[f"{side}_fraction_of_bandwidth"] = rate / bandwidth
+    return record
 
 
 def fma_peak(threads: int) -> float | None:
     """GF/s of register-only float32 multiply-adds on ``threads`` cores, or None without a C++ compiler.
 
-    Measured anew for every record, as clocks drift on shared machines; the highest value so far counts.
+    Measured once per process and number of threads, like `read_bandwidth`.
     """
-    measured = _measure_fma_peak(threads)
-    if measured is None:
+    return _native("fma_peak.cpp", str(threads), "f32")
+
+
+def read_bandwidth(threads: int, bytes_per_thread: int) -> float | None:
+    """GB/s that ``threads`` cores read together, each from its own buffer of that size; None as above."""
+    return _native("native/ceilings.cpp", str(threads), str(bytes_per_thread))
+
+
+@functools.cache
+def _native(source: str, *arguments: str) -> float | None:
+    program = _compiled(source)
+    if program is None:
         return None
-    _peaks[threads] = max(measured, _peaks.get(threads, 0.0))
-    return _peaks[threads]
+    run = subprocess.run([program, *arguments], check=True, capture_output=True, text=True)
+    return float(run.stdout)
 
 
-def _measure_fma_peak(threads: int) -> float | None:
+@functools.cache
+def _compiled(source: str) -> str | None:
     flags = ["-O3", "-march=native", "-ffp-contract=fast", "-pthread"]
     if platform.machine() == "x86_64":
         flags.append("-mprefer-vector-width=512")
-    with tempfile.TemporaryDirectory() as folder:
-        program = str(Path(folder) / "fma_peak")
-        source = str(Path(__file__).with_name("fma_peak.cpp"))
-        try:
-            subprocess.run(
-                [os.environ.get("CXX", "c++"), *flags, source, "-o", program], check=True, capture_output=True
-            )
-            run = subprocess.run([program, str(threads), "f32"], check=True, capture_output=True, text=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return float(run.stdout)
+    folder = tempfile.mkdtemp(prefix="fusedlstm-benchmarks-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    program = str(Path(folder) / Path(source).stem)
+    command = [os.environ.get("CXX", "c++"), *flags, str(Path(__file__).parent / source), "-o", program]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        print(f"no ceiling from {source}: {reason}", file=sys.stderr)
+        return None
+    return program
 
 
 def machine() -> Record:
@@ -204,6 +226,10 @@ def line_of(record: Record) -> str:
     if "ours_tokens_per_second" in record:
         parts.append(
             f"{record['ours_tokens_per_second']:.0f} and {record['peer_tokens_per_second']:.0f} tokens/s"
+        )
+    if "share_of_dense_cost" in record:
+        parts.append(
+            f"{record['share_of_valid_steps']:.0%} valid, {record['share_of_dense_cost']:.0%} of cost"
         )
     return "  ".join(parts)
 

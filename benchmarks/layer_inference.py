@@ -10,7 +10,7 @@ import torch
 import fusedlstm
 
 from . import peers
-from .harness import Record, add_rates, alternate_all, assert_close, use_threads
+from .harness import Record, add_bandwidth, add_rates, alternate_all, assert_close, use_threads
 from .shapes import LAYER_SHAPES, QUICK_LAYER_SHAPES, forward_flops
 
 
@@ -44,4 +44,7 @@ def run(threads: int, quick: bool) -> Iterator[Record]:
                 "threads": threads,
                 "largest_difference": differences[name],
             }
+            if n == 1 and t > 1:
+                # only W_hh is needed anew at every step: x W_ih can be made for all steps together
+                add_bandwidth(record, 4 * 4 * size * size, t, threads)
             yield add_rates(record, forward_flops(n, t, size, size), threads)

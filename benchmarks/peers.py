@@ -1,6 +1,6 @@
-"""One LSTM layer in other systems, with the weights of a ``torch.nn.LSTM``, for float32 inference and training.
+"""One LSTM layer in other systems, with the weights of a ``torch.nn.LSTM``: inference and training.
 
-``inference(...)`` gives the contestants that are installed and chosen; each call returns y (N, T, H) as NumPy.
+``inference(...)`` gives the chosen contestants; each call returns y (N, T, H) as NumPy.
 """
 
 from __future__ import annotations
