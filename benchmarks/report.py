@@ -57,7 +57,7 @@ def plot(records: list[Record], path: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     panels = best_peers(records)
     heights = [len(panel) + 1.5 for panel in panels.values()]
@@ -79,6 +79,9 @@ def plot(records: list[Record], path: str) -> None:
             axis.text(max(record["ratio"], 1), row, text, va="center", fontsize=8)
         axis.set_xscale("log")
         axis.set_xlim(min(0.8, *ratios) * 0.9 if ratios else 0.8, max(ratios) * 6)
+        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
         axis.axvline(1, color="black", linewidth=0.8)
         axis.invert_yaxis()
         axis.set_title(benchmark, loc="left", fontsize=10)
