@@ -1,21 +1,24 @@
-"""Times two ways of doing the same work beside each other.
+"""Times several ways of doing the same work beside each other.
 
-Rules, so that a figure can be trusted: the results are compared before anything is timed; both sides run in
-one process with the same number of threads; repetitions alternate A B A B after a warm-up; a record holds
+Rules, so that a figure can be trusted: the results are compared before anything is timed; all sides run in
+one process with the same number of threads; repetitions alternate A B C A B C after a warm-up; a record holds
 medians and quartiles, and the machine, commit, instruction set, threads and shape they were measured with.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,28 +76,43 @@ def _summary(samples: list[float]) -> Record:
 def alternate(
     ours: Callable[[], object], peer: Callable[[], object], *, repetitions: int = 15, warm_up: int = 2
 ) -> Record:
-    """Seconds per call of both, measured in turn: ``ratio`` > 1 means that fusedlstm is faster.
+    """Seconds per call of both, measured in turn; see `alternate_all`."""
+    return alternate_all(ours, {"peer": peer}, repetitions=repetitions, warm_up=warm_up)["peer"]
+
+
+def alternate_all(
+    ours: Callable[[], object],
+    peers: Mapping[str, Callable[[], object]],
+    *,
+    repetitions: int = 15,
+    warm_up: int = 2,
+) -> dict[str, Record]:
+    """Seconds per call, all measured in turn, by peer: ``ratio`` > 1 means that fusedlstm is faster.
 
     ``ratio`` is the ratio of the medians; its quartiles are those of the ratios of neighbouring samples.
     """
+    works = [ours, *peers.values()]
     for _ in range(warm_up):
-        ours()
-        peer()
-    our_calls, peer_calls = _calls_per_sample(ours), _calls_per_sample(peer)
-    our_seconds, peer_seconds = [], []
-    for _ in range(repetitions):
-        our_seconds.append(_sample(ours, our_calls))
-        peer_seconds.append(_sample(peer, peer_calls))
-    pairs = [theirs / mine for mine, theirs in zip(our_seconds, peer_seconds, strict=True)]
-    spread = _summary(pairs)
-    mine, theirs = _summary(our_seconds), _summary(peer_seconds)
-    return {
-        "ours_seconds": mine,
-        "peer_seconds": theirs,
-        "ratio": theirs["median"] / mine["median"],
-        "ratio_lower_quartile": spread["lower_quartile"],
-        "ratio_upper_quartile": spread["upper_quartile"],
-    }
+        for work in works:
+            work()
+    calls = [_calls_per_sample(work) for work in works]
+    rounds = [
+        [_sample(work, count) for work, count in zip(works, calls, strict=True)] for _ in range(repetitions)
+    ]
+    our_seconds, *peer_seconds = (list(column) for column in zip(*rounds, strict=True))
+    mine = _summary(our_seconds)
+    records = {}
+    for name, samples in zip(peers, peer_seconds, strict=True):
+        theirs = _summary(samples)
+        spread = _summary([peer / our for our, peer in zip(our_seconds, samples, strict=True)])
+        records[name] = {
+            "ours_seconds": mine,
+            "peer_seconds": theirs,
+            "ratio": theirs["median"] / mine["median"],
+            "ratio_lower_quartile": spread["lower_quartile"],
+            "ratio_upper_quartile": spread["upper_quartile"],
+        }
+    return records
 
 
 def add_rates(record: Record, flops: float, threads: int) -> Record:
@@ -108,36 +126,55 @@ def add_rates(record: Record, flops: float, threads: int) -> Record:
     return record
 
 
-_peaks: dict[int, float] = {}
+def add_bandwidth(record: Record, weight_bytes: int, steps: int, threads: int) -> Record:
+    """For batch 1: the weights are read once per step; fraction of the bandwidth of the level they fit in."""
+    bandwidth = read_bandwidth(threads, weight_bytes // threads)
+    record["read_bandwidth_gbs"] = bandwidth
+    if bandwidth is not None:
+        for side in ("ours", "peer"):
+            rate = weight_bytes * steps / record[f"{side}_seconds"]["median"] * 1e-9
+            record[f"{side}_fraction_of_bandwidth"] = rate / bandwidth
+    return record
 
 
 def fma_peak(threads: int) -> float | None:
     """GF/s of register-only float32 multiply-adds on ``threads`` cores, or None without a C++ compiler.
 
-    Measured anew for every record, as clocks drift on shared machines; the highest value so far counts.
+    Measured once per process and number of threads, like `read_bandwidth`.
     """
-    measured = _measure_fma_peak(threads)
-    if measured is None:
+    return _native("fma_peak.cpp", str(threads), "f32")
+
+
+def read_bandwidth(threads: int, bytes_per_thread: int) -> float | None:
+    """GB/s that ``threads`` cores read together, each from its own buffer of that size; None as above."""
+    return _native("native/ceilings.cpp", str(threads), str(bytes_per_thread))
+
+
+@functools.cache
+def _native(source: str, *arguments: str) -> float | None:
+    program = _compiled(source)
+    if program is None:
         return None
-    _peaks[threads] = max(measured, _peaks.get(threads, 0.0))
-    return _peaks[threads]
+    run = subprocess.run([program, *arguments], check=True, capture_output=True, text=True)
+    return float(run.stdout)
 
 
-def _measure_fma_peak(threads: int) -> float | None:
+@functools.cache
+def _compiled(source: str) -> str | None:
     flags = ["-O3", "-march=native", "-ffp-contract=fast", "-pthread"]
     if platform.machine() == "x86_64":
         flags.append("-mprefer-vector-width=512")
-    with tempfile.TemporaryDirectory() as folder:
-        program = str(Path(folder) / "fma_peak")
-        source = str(Path(__file__).with_name("fma_peak.cpp"))
-        try:
-            subprocess.run(
-                [os.environ.get("CXX", "c++"), *flags, source, "-o", program], check=True, capture_output=True
-            )
-            run = subprocess.run([program, str(threads), "f32"], check=True, capture_output=True, text=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return float(run.stdout)
+    folder = tempfile.mkdtemp(prefix="fusedlstm-benchmarks-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    program = str(Path(folder) / Path(source).stem)
+    command = [os.environ.get("CXX", "c++"), *flags, str(Path(__file__).parent / source), "-o", program]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        print(f"no ceiling from {source}: {reason}", file=sys.stderr)
+        return None
+    return program
 
 
 def machine() -> Record:
@@ -190,6 +227,10 @@ def line_of(record: Record) -> str:
         parts.append(
             f"{record['ours_tokens_per_second']:.0f} and {record['peer_tokens_per_second']:.0f} tokens/s"
         )
+    if "share_of_dense_cost" in record:
+        parts.append(
+            f"{record['share_of_valid_steps']:.0%} valid, {record['share_of_dense_cost']:.0%} of cost"
+        )
     return "  ".join(parts)
 
 
@@ -200,6 +241,5 @@ def _duration(seconds: float) -> str:
     return f"{seconds * 1e9:7.0f} ns"
 
 
-def write_json(path: str, records: list[Record]) -> None:
-    """All records with the machine they were measured on."""
-    Path(path).write_text(json.dumps({"machine": machine(), "records": records}, indent=2) + "\n")
+def write_json(path: str, contents: Record) -> None:
+    Path(path).write_text(json.dumps(contents, indent=2) + "\n")

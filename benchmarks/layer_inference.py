@@ -1,4 +1,4 @@
-"""One float32 LSTM layer over whole sequences, no gradients: fusedlstm beside ``torch.nn.LSTM``."""
+"""One float32 LSTM layer over whole sequences, no gradients: fusedlstm beside its peers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 
 import fusedlstm
 
-from .harness import Record, add_rates, alternate, assert_close, use_threads
+from . import peers
+from .harness import Record, add_bandwidth, add_rates, alternate_all, assert_close, use_threads
 from .shapes import LAYER_SHAPES, QUICK_LAYER_SHAPES, forward_flops
 
 
@@ -27,26 +28,23 @@ def run(threads: int, quick: bool) -> Iterator[Record]:
         use_threads(threads)
         ours, peer = pair(size)
         x = np.random.default_rng(0).standard_normal((n, t, size), dtype=np.float32)
-        x_peer = torch.from_numpy(x)
-        with torch.inference_mode():
-            y, (h, c) = ours(x)
-            y_peer, (h_peer, c_peer) = peer(x_peer)
-            difference = max(
-                assert_close("y", y, y_peer.numpy(), 1e-5),
-                assert_close("h_n", h, h_peer.numpy(), 1e-5),
-                assert_close("c_n", c, c_peer.numpy(), 1e-5),
-            )
-            record = alternate(
-                lambda ours=ours, x=x: ours(x),
-                lambda peer=peer, x=x_peer: peer(x),
-                repetitions=5 if quick else 15,
-            )
-        record |= {
-            "benchmark": "layer inference",
-            "case": f"N={n} T={t} I=H={size}",
-            "shape": {"N": n, "T": t, "I": size, "H": size, "dtype": "float32"},
-            "peer": "torch",
-            "threads": threads,
-            "largest_difference": difference,
+        y, _ = ours(x)
+        works = peers.inference(peer, x, threads)
+        differences = {
+            name: assert_close(f"y of {name}", y, work(), peers.bound_of(name, 1e-5))
+            for name, work in works.items()
         }
-        yield add_rates(record, forward_flops(n, t, size, size), threads)
+        records = alternate_all(lambda ours=ours, x=x: ours(x), works, repetitions=5 if quick else 15)
+        for name, record in records.items():
+            record |= {
+                "benchmark": "layer inference",
+                "case": f"N={n} T={t} I=H={size}",
+                "shape": {"N": n, "T": t, "I": size, "H": size, "dtype": "float32"},
+                "peer": name,
+                "threads": threads,
+                "largest_difference": differences[name],
+            }
+            if n == 1 and t > 1:
+                # only W_hh is needed anew at every step: x W_ih can be made for all steps together
+                add_bandwidth(record, 4 * 4 * size * size, t, threads)
+            yield add_rates(record, forward_flops(n, t, size, size), threads)
