@@ -28,6 +28,7 @@ import fusedlstm
 
 Record = dict[str, Any]
 
+SETTLE = 0.01  # seconds before a sample: the threads of the side before may still spin in wait for more work
 ROOT = Path(__file__).resolve().parent.parent
 SHORTEST_SAMPLE = (
     0.01  # seconds; shorter calls are repeated within one sample, far above the clock's resolution
@@ -62,6 +63,7 @@ def _calls_per_sample(work: Callable[[], object]) -> int:
 
 
 def _sample(work: Callable[[], object], calls: int) -> float:
+    time.sleep(SETTLE)
     start = time.perf_counter()
     for _ in range(calls):
         work()
