@@ -10,8 +10,8 @@
 namespace fusedlstm {
 namespace {
 
-constexpr size_t kKeepFrom = size_t{1} << 20;   // smaller blocks go to malloc
-constexpr size_t kKeepBytes = size_t{1} << 30;  // kept at most
+constexpr size_t kKeepFrom = size_t{1} << 16;                      // smaller blocks go to malloc
+constexpr size_t kKeepBytes = size_t{1} << 30, kKeepBlocks = 256;  // kept at most
 constexpr size_t kHugePage = size_t{2} << 20;
 
 struct Kept {
@@ -69,7 +69,7 @@ void aligned_release(void* memory, size_t bytes) noexcept {
     return std::free(memory);
   }
   k.bytes += bytes;
-  while (k.bytes > kKeepBytes) {
+  while (k.bytes > kKeepBytes || k.blocks.size() > kKeepBlocks) {
     std::free(k.blocks.front().memory);
     k.bytes -= k.blocks.front().bytes;
     k.blocks.pop_front();
