@@ -9,6 +9,12 @@
 
 namespace fusedlstm {
 
+// The type in which weights, inputs and hidden states are multiplied.
+enum class Compute {
+  kFull,      // that of the parameters
+  kBfloat16,  // with float32 sums, cell states and gates; float32 parameters only
+};
+
 // One layer and direction. H_pad = H rounded up to 16; gate columns are [4][H_pad], zero where there is no
 // unit.
 template <class T>
@@ -19,6 +25,10 @@ struct PackedLayer {
   Buffer<T> bias;                // (4 H_pad): b_ih + b_hh
   Buffer<T> input_backward;      // panels (4 H_pad, inputs): W_ih; empty when packed for inference only
   Buffer<T> recurrent_backward;  // panels (4 H_pad, H): W_hh
+  // The same four in panels of bfloat16, of which then only these are there; all columns are [4][H_pad].
+  struct {
+    Buffer<uint16_t> input, recurrent, input_backward, recurrent_backward;
+  } bf16;
 };
 
 template <class T>
@@ -26,6 +36,7 @@ struct PackedWeights {
   LstmShape shape;
   const Level* level;
   bool backward;
+  Compute compute;
   std::vector<PackedLayer<T>> layers;  // by layer * D + direction
 
   const Kernels<T>& kernels() const { return kernels_of<T>(*level); }
@@ -34,6 +45,7 @@ struct PackedWeights {
 
 // parameters: parameter_count(shape) elements.
 template <class T>
-PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool backward);
+PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool backward,
+                              Compute compute = Compute::kFull);
 
 }  // namespace fusedlstm

@@ -62,6 +62,41 @@ void gemm_share(const Kernels<T>& k, Gemm<T> g, Team& team) {
   gemm_in_pieces<T>(k, g, team);
 }
 
+// The same on bfloat16 operands.
+inline void gemm_share(const Bf16Kernels& k, GemmBf16 g, Team& team) {
+  constexpr ptrdiff_t rows_together = 32;
+  if (g.M >= rows_together * team.threads()) {
+    const Share rows = share_of(g.M, team.thread(), team.threads(), rows_together);
+    g.M = rows.size();
+    g.a += rows.begin * g.a_row;
+    if (g.init) g.init += rows.begin * g.init_row;
+    g.c += rows.begin * g.c_row;
+  } else {
+    const Share columns = share_of(g.N, team.thread(), team.threads(), kLowPanel);
+    g.N = columns.size();
+    g.b += columns.begin / kLowPanel * g.b_panel;
+    if (g.init) g.init += columns.begin / kLowPanel * g.c_panel;
+    g.c += columns.begin / kLowPanel * g.c_panel;
+  }
+  if (g.N <= 0) return;
+  for (ptrdiff_t left = g.M; left > 0; left -= kRowsBetweenPolls) {
+    g.M = left < kRowsBetweenPolls ? left : kRowsBetweenPolls;
+    k.gemm(g);
+    team.poll();
+    g.a += g.M * g.a_row;
+    if (g.init) g.init += g.M * g.init_row;
+    g.c += g.M * g.c_row;
+  }
+}
+
+// A thread's share of rows rounded to bfloat16.
+inline void round_rows_share(const Bf16Kernels& k, ptrdiff_t rows, ptrdiff_t n, const float* x,
+                             ptrdiff_t x_row, uint16_t* y, ptrdiff_t y_row, const Team& team) {
+  const Share share = share_of(rows, team.thread(), team.threads());
+  k.round_rows(share.size(), n, low_padded(n), x + share.begin * x_row, x_row, y + share.begin * y_row,
+               y_row);
+}
+
 // A thread's share of C (M, N) += A^T B: columns of A. `scratch` is the thread's own.
 template <class T>
 void gemm_transposed_share(const Kernels<T>& k, GemmTransposed<T> g, Team& team) {
@@ -89,6 +124,29 @@ void gemm_transposed_share(const Kernels<T>& k, GemmTransposed<T> g, Team& team)
       k.gemm_transposed(piece);
       team.poll();
     }
+  }
+}
+
+// The same on bfloat16 operands.
+inline void gemm_transposed_share(const Bf16Kernels& k, GemmTransposedBf16 g, Team& team) {
+  static_assert(kRowsBetweenPolls % kLowBlock == 0, "the order of a sum counts rows in blocks");
+  const Share m = share_of(g.M, team.thread(), team.threads(), kLowPanel);
+  g.M = m.size();
+  g.a += m.begin;
+  g.c += m.begin * g.c_row;
+  if (g.M <= 0) return;
+  for (ptrdiff_t left = g.R; left > 0; left -= kRowsBetweenPolls) {
+    g.R = left < kRowsBetweenPolls ? left : kRowsBetweenPolls;
+    k.gemm_transposed(g);
+    team.poll();
+    if (g.a_rows)
+      g.a_rows += g.R;
+    else
+      g.a += g.R * g.a_row;
+    if (g.b_rows)
+      g.b_rows += g.R;
+    else
+      g.b += g.R * g.b_row;
   }
 }
 
