@@ -21,13 +21,16 @@ uint16_t nearest(float x) {
     const double v = static_cast<double>(widen(b));
     return std::isinf(v) ? std::copysign(0x1p128, v) : v;
   };
-  const double below = std::abs(value(low) - static_cast<double>(x)), above = std::abs(value(high) - static_cast<double>(x));
+  const double below = std::abs(value(low) - static_cast<double>(x)),
+               above = std::abs(value(high) - static_cast<double>(x));
   return below < above || (below == above && low % 2 == 0) ? low : high;
 }
 
 // c + sum over k < K of a[k] b[k], in the order of the level.
 float product(const std::string& level, ptrdiff_t K, const uint16_t* a, const auto& b, float c) {
-  const auto term = [&](ptrdiff_t k, float sum) { return k < K ? std::fma(widen(a[k]), widen(b(k)), sum) : sum; };
+  const auto term = [&](ptrdiff_t k, float sum) {
+    return k < K ? std::fma(widen(a[k]), widen(b(k)), sum) : sum;
+  };
   if (level == "amx") {
     for (ptrdiff_t k0 = 0; k0 < K; k0 += 32) {
       float even = 0, odd = 0;
@@ -42,7 +45,8 @@ float product(const std::string& level, ptrdiff_t K, const uint16_t* a, const au
   return c;
 }
 
-std::vector<uint16_t> rounded_rows(const Level& level, ptrdiff_t rows, ptrdiff_t n, const std::vector<float>& x) {
+std::vector<uint16_t> rounded_rows(const Level& level, ptrdiff_t rows, ptrdiff_t n,
+                                   const std::vector<float>& x) {
   std::vector<uint16_t> y(static_cast<size_t>(rows * low_padded(n)), 0xffff);
   level.bf16.round_rows(rows, n, low_padded(n), x.data(), n, y.data(), low_padded(n));
   return y;
@@ -52,7 +56,8 @@ void test_rounding(const Level& level) {
   std::vector<float> x;
   for (uint32_t bits = 0; bits < 0xffff0000u; bits += 0x6789) x.push_back(std::bit_cast<float>(bits));
   for (const uint32_t high : {0x3f80u, 0x3f81u, 0x7f7fu, 0x0000u, 0x8000u, 0xff7fu, 0x7f80u, 0xff80u})
-    for (const uint32_t low : {0u, 1u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu}) x.push_back(std::bit_cast<float>(high << 16 | low));
+    for (const uint32_t low : {0u, 1u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu})
+      x.push_back(std::bit_cast<float>(high << 16 | low));
   const ptrdiff_t n = static_cast<ptrdiff_t>(x.size());
   std::vector<uint16_t> expected(static_cast<size_t>(low_padded(n)), 0);
   std::transform(x.begin(), x.end(), expected.begin(), nearest);
@@ -80,10 +85,10 @@ void test_gemm(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int in
                    .c_row = c_row});
   for (ptrdiff_t m = 0; m < M; ++m)
     for (ptrdiff_t n = 0; n < N; ++n)
-      expected[static_cast<size_t>(m * c_row + n)] =
-          product(level.name, K, a.data() + m * low_padded(K),
-                  [&](ptrdiff_t k) { return nearest(b[static_cast<size_t>(n * K + k)]); },
-                  init_kind ? init[static_cast<size_t>(m * init_row + n)] : 0.0f);
+      expected[static_cast<size_t>(m * c_row + n)] = product(
+          level.name, K, a.data() + m * low_padded(K),
+          [&](ptrdiff_t k) { return nearest(b[static_cast<size_t>(n * K + k)]); },
+          init_kind ? init[static_cast<size_t>(m * init_row + n)] : 0.0f);
   expect(same_bits(c, expected), std::string(level.name) + " bf16 gemm M=" + std::to_string(M) +
                                      " N=" + std::to_string(N) + " K=" + std::to_string(K));
 }
@@ -113,11 +118,12 @@ void test_gemm_panels(const Level& level, ptrdiff_t M, ptrdiff_t K) {
   for (ptrdiff_t m = 0; m < M; ++m)
     for (ptrdiff_t n = 0; n < 4 * H_pad; ++n)
       if (n % H_pad / kLowPanel == 1)
-        expected[static_cast<size_t>(m * 4 * H_pad + n)] =
-            product(level.name, K, a.data() + m * low_padded(K),
-                    [&](ptrdiff_t k) { return nearest(b[static_cast<size_t>(n * K + k)]); },
-                    expected[static_cast<size_t>(m * 4 * H_pad + n)]);
-  expect(same_bits(c, expected), std::string(level.name) + " bf16 gemm of a unit block, M=" + std::to_string(M));
+        expected[static_cast<size_t>(m * 4 * H_pad + n)] = product(
+            level.name, K, a.data() + m * low_padded(K),
+            [&](ptrdiff_t k) { return nearest(b[static_cast<size_t>(n * K + k)]); },
+            expected[static_cast<size_t>(m * 4 * H_pad + n)]);
+  expect(same_bits(c, expected),
+         std::string(level.name) + " bf16 gemm of a unit block, M=" + std::to_string(M));
 }
 
 void test_gemm_transposed(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t R, bool gathered) {
@@ -146,10 +152,10 @@ void test_gemm_transposed(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_
       column[static_cast<size_t>(r)] =
           a[static_cast<size_t>((gathered ? rows[static_cast<size_t>(r)] : r) * low_padded(M) + m)];
     for (ptrdiff_t n = 0; n < N; ++n)
-      expected[static_cast<size_t>(m * N + n)] =
-          product(level.name, R, column.data(),
-                  [&](ptrdiff_t r) { return b[static_cast<size_t>(r * low_padded(N) + n)]; },
-                  expected[static_cast<size_t>(m * N + n)]);
+      expected[static_cast<size_t>(m * N + n)] = product(
+          level.name, R, column.data(),
+          [&](ptrdiff_t r) { return b[static_cast<size_t>(r * low_padded(N) + n)]; },
+          expected[static_cast<size_t>(m * N + n)]);
   }
   expect(same_bits(c, expected), std::string(level.name) + " bf16 gemm_transposed M=" + std::to_string(M) +
                                      " N=" + std::to_string(N) + " R=" + std::to_string(R));
@@ -161,7 +167,8 @@ void test_bf16(const Level& level) {
   test_rounding(level);
   for (const ptrdiff_t M : {0, 1, 2, 5, 6, 16, 17, 32, 33, 70})
     for (const ptrdiff_t N : {1, 16, 33, 64, 150})
-      for (const ptrdiff_t K : {1, 2, 31, 32, 77}) test_gemm(level, M, N, K, static_cast<int>((M + N + K) % 3));
+      for (const ptrdiff_t K : {1, 2, 31, 32, 77})
+        test_gemm(level, M, N, K, static_cast<int>((M + N + K) % 3));
   test_gemm(level, 40, 48, 1100, 1);  // more than one block of k
   for (const ptrdiff_t M : {1, 7, 37}) test_gemm_panels(level, M, 45);
   for (const ptrdiff_t M : {1, 13, 70})

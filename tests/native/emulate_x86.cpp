@@ -48,7 +48,9 @@ class Registers {
   explicit Registers(ucontext_t* context) : context_(context) {
     fx_ = reinterpret_cast<uint8_t*>(context->uc_mcontext.fpregs);
   }
-  uint64_t general(int number) const { return static_cast<uint64_t>(context_->uc_mcontext.gregs[index(number)]); }
+  uint64_t general(int number) const {
+    return static_cast<uint64_t>(context_->uc_mcontext.gregs[index(number)]);
+  }
   uint64_t rip() const { return static_cast<uint64_t>(context_->uc_mcontext.gregs[REG_RIP]); }
   void set_rip(uint64_t to) { context_->uc_mcontext.gregs[REG_RIP] = static_cast<greg_t>(to); }
 
@@ -122,7 +124,8 @@ struct Operand {
   const uint8_t* end = {};  // of the instruction
 };
 
-Operand decode_operand(const Registers& r, const uint8_t* p, bool extend_base, bool extend_index, int disp8_scale) {
+Operand decode_operand(const Registers& r, const uint8_t* p, bool extend_base, bool extend_index,
+                       int disp8_scale) {
   Operand o{};
   o.mod = *p >> 6, o.reg = *p >> 3 & 7, o.rm = *p & 7;
   ++p;
@@ -246,7 +249,8 @@ bool run_vex(Registers& r, const uint8_t* code) {
 // EVEX.512.F3.0F38.W0 52: VDPBF16PS without a mask.
 bool run_evex(Registers& r, const uint8_t* code) {
   const uint8_t p0 = code[1], p1 = code[2], p2 = code[3];
-  const bool high_reg = (p0 & 0x80) == 0, x = (p0 & 0x40) == 0, b = (p0 & 0x20) == 0, top_reg = (p0 & 0x10) == 0;
+  const bool high_reg = (p0 & 0x80) == 0, x = (p0 & 0x40) == 0, b = (p0 & 0x20) == 0,
+             top_reg = (p0 & 0x10) == 0;
   const int vector_length = p2 >> 5 & 3;
   const bool broadcast = p2 & 0x10;
   if ((p0 & 7) != 2 || (p1 & 0x80) || (p1 & 3) != 2 || code[4] != 0x52 || vector_length != 2) return false;
@@ -274,7 +278,8 @@ bool run_evex(Registers& r, const uint8_t* code) {
 }
 
 void on_illegal_instruction(int, siginfo_t*, void* context) {
-  _mm_setcsr(_mm_getcsr() | 0x8040);  // denormals are zero; the interrupted code's own mode comes back by itself
+  _mm_setcsr(_mm_getcsr() |
+             0x8040);  // denormals are zero; the interrupted code's own mode comes back by itself
   Registers registers(static_cast<ucontext_t*>(context));
   const uint8_t* code = reinterpret_cast<const uint8_t*>(registers.rip());
   if ((code[0] == 0xc4 && run_vex(registers, code)) || (code[0] == 0x62 && run_evex(registers, code))) {

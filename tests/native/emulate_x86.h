@@ -4,7 +4,8 @@
 
 namespace fusedlstm_tests {
 
-// Whether this machine could run the kernels of the level `avx512_bf16` or `amx` with the emulation installed.
+// Whether this machine could run the kernels of the level `avx512_bf16` or `amx` with the emulation
+// installed.
 bool can_emulate();
 
 // From here on an instruction that the processor refuses is emulated; one that is not known ends the process.

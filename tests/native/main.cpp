@@ -3,9 +3,10 @@
 //   fusedlstm_native_tests [--level NAME|highest] [--threads N] [--hashes]
 //
 // Every level that the machine runs is checked against scalar code (the bfloat16 products of the others under
-// an emulation of the missing instructions, where the machine has AVX-512), and the LSTM's outputs and gradients on a
-// fixed problem must be the same bits on every level and any number of threads. --hashes prints only the
-// hashes of those bits, one line per level and type, for comparison with another build or machine.
+// an emulation of the missing instructions, where the machine has AVX-512), and the LSTM's outputs and
+// gradients on a fixed problem must be the same bits on every level and any number of threads. --hashes
+// prints only the hashes of those bits, one line per level and type, for comparison with another build or
+// machine.
 #include <algorithm>
 #include <cstdlib>
 #include <exception>

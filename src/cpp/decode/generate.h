@@ -45,6 +45,15 @@ class LanguageModelDecoder {
 
  private:
   struct Live;  // the sequences still running
+  struct RowsInBoth {
+    const T* data;
+    ptrdiff_t pitch;
+    const uint16_t* rounded;  // the same in bfloat16, where the LSTM computes with it
+    ptrdiff_t rounded_pitch;
+  };
+  bool bf16() const { return lstm_->compute == Compute::kBfloat16; }
+  void input_product_share(Team& team, ptrdiff_t M, const PackedLayer<T>& layer, const RowsInBoth& x,
+                           T* out) const;
   void prefill(const Request& request, Live& live, const Poll& poll) const;
   void layers_share(Team& team, Live& live) const;
 

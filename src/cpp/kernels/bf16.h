@@ -1,14 +1,14 @@
 // Products of bfloat16 matrices with float32 sums.
 //
-// Every element of C is one sum in an order that depends on its k alone, never on rows, columns, tiles, blocks
-// or threads. There are three orders, one for each way in which hardware multiplies bfloat16:
+// Every element of C is one sum in an order that depends on its k alone, never on rows, columns, tiles,
+// blocks or threads. There are three orders, one for each way in which hardware multiplies bfloat16:
 //
 //   Widened (this file)      c = fma(a[k], b[k], c) for k = 0, 1, 2 ...
 //   AVX512-BF16              the same, k = 1, 0, 3, 2 ...                          bf16_dot.cpp
 //   AMX                      blocks of 32 k, even and odd k apart                  bf16_amx.cpp
 //
-// A product of two bfloat16 numbers is exact in float32. Sums may be stored and taken up again at any multiple
-// of kLowBlock.
+// A product of two bfloat16 numbers is exact in float32. Sums may be stored and taken up again at any
+// multiple of kLowBlock.
 #pragma once
 
 #include "kernels/simd.h"
@@ -78,8 +78,7 @@ struct Widened {
       Vec<float> b_k[P * V];
 #pragma GCC unroll 16
       for (int v = 0; v < P * V; ++v) {
-        const Bits pairs =
-            *reinterpret_cast<const UnalignedBits*>(b + (v / V) * b_panel + (v % V) * 2 * W);
+        const Bits pairs = *reinterpret_cast<const UnalignedBits*>(b + (v / V) * b_panel + (v % V) * 2 * W);
         b_k[v] = reinterpret_cast<Vec<float>>(odd ? pairs & 0xffff0000u : pairs << 16);
       }
 #pragma GCC unroll 16

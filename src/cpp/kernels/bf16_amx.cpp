@@ -1,5 +1,5 @@
-// bfloat16 products by AMX tiles. For each block of 32 k (zeros past the end) an element's even k and odd k are
-// two chains of fused multiply-adds from 0; their sum is added to c. Denormal numbers count as zero.
+// bfloat16 products by AMX tiles. For each block of 32 k (zeros past the end) an element's even k and odd k
+// are two chains of fused multiply-adds from 0; their sum is added to c. Denormal numbers count as zero.
 #include "kernels/bf16.h"
 
 namespace fusedlstm {
@@ -64,7 +64,8 @@ void tiles(const GemmBf16& g) {
 struct ByTiles {
   // Rows [0, M <= 32) of all panels.
   static void row_block(GemmBf16 g) {
-    for (; g.N >= 2 * kLowPanel; g = from_panel(g, 2)) g.M > 16 ? tiles<true, true>(g) : tiles<false, true>(g);
+    for (; g.N >= 2 * kLowPanel; g = from_panel(g, 2))
+      g.M > 16 ? tiles<true, true>(g) : tiles<false, true>(g);
     if (g.N > 0) g.M > 16 ? tiles<true, false>(g) : tiles<false, false>(g);
   }
   static void configure(ptrdiff_t M) {

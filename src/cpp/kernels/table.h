@@ -58,7 +58,8 @@ struct GemmBf16 {
   ptrdiff_t M, N, K;
   const uint16_t* a;
   ptrdiff_t a_row;
-  const uint16_t* b;   // panels of kLowPanel columns, each [k/2][column][2], padded with zeros to low_padded(K)
+  const uint16_t*
+      b;  // panels of kLowPanel columns, each [k/2][column][2], padded with zeros to low_padded(K)
   ptrdiff_t b_panel;   // elements from one panel to the next
   const float* init;   // null means 0
   ptrdiff_t init_row;  // 0: the same for every row

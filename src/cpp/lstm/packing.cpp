@@ -1,5 +1,7 @@
 #include "lstm/packing.h"
 
+#include <type_traits>
+
 #include "runtime/products.h"
 
 namespace fusedlstm {
@@ -59,13 +61,14 @@ size_t PackedWeights<T>::bytes() const {
   size_t sum = 0;
   for (const PackedLayer<T>& l : layers)
     sum += l.input.bytes() + l.recurrent.bytes() + l.bias.bytes() + l.input_backward.bytes() +
-           l.recurrent_backward.bytes();
+           l.recurrent_backward.bytes() + l.bf16.input.bytes() + l.bf16.recurrent.bytes() +
+           l.bf16.input_backward.bytes() + l.bf16.recurrent_backward.bytes();
   return sum;
 }
 
 template <class T>
-PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool backward) {
-  PackedWeights<T> packed{shape, &current_level(), backward, {}};
+PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool backward, Compute compute) {
+  PackedWeights<T> packed{shape, &current_level(), backward, compute, {}};
   const Kernels<T>& k = packed.kernels();
   const ptrdiff_t H = shape.hidden_size, Hp = shape.hidden_padded(), D = shape.directions();
   const std::vector<WeightOffsets> offsets = weight_offsets(shape);
@@ -77,12 +80,20 @@ PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool 
   std::vector<Piece> pieces;
   for (size_t l = 0; l < offsets.size(); ++l) {
     const ptrdiff_t inputs = shape.layer_inputs(static_cast<ptrdiff_t>(l) / D);
-    PackedLayer<T> layer{inputs,
-                         Buffer<T>(packed_size(inputs, 4 * Hp, k.panel)),
-                         Buffer<T>(H * 4 * Hp),
-                         Buffer<T>::zeros(4 * Hp),
-                         Buffer<T>(backward ? packed_size(4 * Hp, inputs, k.panel) : 0),
-                         Buffer<T>(backward ? packed_size(4 * Hp, H, k.panel) : 0)};
+    PackedLayer<T> layer;
+    layer.inputs = inputs;
+    layer.bias = Buffer<T>::zeros(4 * Hp);
+    if (compute == Compute::kFull) {
+      layer.input = Buffer<T>(packed_size(inputs, 4 * Hp, k.panel));
+      layer.recurrent = Buffer<T>(H * 4 * Hp);
+      layer.input_backward = Buffer<T>(backward ? packed_size(4 * Hp, inputs, k.panel) : 0);
+      layer.recurrent_backward = Buffer<T>(backward ? packed_size(4 * Hp, H, k.panel) : 0);
+    } else {
+      layer.bf16.input = Buffer<uint16_t>(low_packed_size(inputs, 4 * Hp));
+      layer.bf16.recurrent = Buffer<uint16_t>(low_packed_size(H, 4 * Hp));
+      layer.bf16.input_backward = Buffer<uint16_t>(backward ? low_packed_size(4 * Hp, inputs) : 0);
+      layer.bf16.recurrent_backward = Buffer<uint16_t>(backward ? low_packed_size(4 * Hp, H) : 0);
+    }
     if (shape.bias) {
       const T *b_ih = parameters + offsets[l].bias_ih, *b_hh = parameters + offsets[l].bias_hh;
       for (ptrdiff_t gate = 0; gate < 4; ++gate)
@@ -109,7 +120,7 @@ PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool 
       const bool recurrent = pieces[p].matrix % 2 == 1;
       const ptrdiff_t n = recurrent ? H : layer.inputs;
       const T* weight = parameters + (recurrent ? offsets[l].weight_hh : offsets[l].weight_ih);
-      if (pieces[p].matrix == 1) {
+      if (pieces[p].matrix == 1 && compute == Compute::kFull) {
         k.pack_recurrent(H, Hp, weight, layer.recurrent.data());
         continue;
       }
@@ -117,6 +128,18 @@ PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool 
       if (Hp != H) {
         copy = padded(weight, n);
         weight = copy.data();
+      }
+      if constexpr (std::is_same_v<T, float>) {
+        if (compute == Compute::kBfloat16) {
+          if (pieces[p].matrix < 2)
+            packed.level->bf16.pack(n, 4 * Hp, weight, 1, n,
+                                    (recurrent ? layer.bf16.recurrent : layer.bf16.input).data());
+          else
+            packed.level->bf16.pack(
+                4 * Hp, n, weight, n, 1,
+                (recurrent ? layer.bf16.recurrent_backward : layer.bf16.input_backward).data());
+          continue;
+        }
       }
       if (pieces[p].matrix == 0)
         k.pack(n, 4 * Hp, weight, 1, n, layer.input.data());
@@ -129,7 +152,7 @@ PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool 
 
 template struct PackedWeights<float>;
 template struct PackedWeights<double>;
-template PackedWeights<float> pack_weights(const LstmShape&, const float*, bool);
-template PackedWeights<double> pack_weights(const LstmShape&, const double*, bool);
+template PackedWeights<float> pack_weights(const LstmShape&, const float*, bool, Compute);
+template PackedWeights<double> pack_weights(const LstmShape&, const double*, bool, Compute);
 
 }  // namespace fusedlstm

@@ -16,6 +16,7 @@ inline ptrdiff_t packed_size(ptrdiff_t K, ptrdiff_t N, ptrdiff_t panel) {
 // Products are made in pieces, with a look at Ctrl-C after each: some milliseconds of work, or some tenths of
 // a second where fused multiply-adds are emulated. Every chain of a sum stops and goes on between pieces.
 constexpr ptrdiff_t kPieceRows = 16 * kTileRows, kPieceColumns = 2048, kPieceDepth = 768;
+constexpr ptrdiff_t kPieceRowsBf16 = 256;
 constexpr ptrdiff_t kPieceTransposed = 11 * kReductionColumns;  // columns of A
 
 template <class T>
@@ -79,13 +80,28 @@ inline void gemm_share(const Bf16Kernels& k, GemmBf16 g, Team& team) {
     g.c += columns.begin / kLowPanel * g.c_panel;
   }
   if (g.N <= 0) return;
-  for (ptrdiff_t left = g.M; left > 0; left -= kRowsBetweenPolls) {
-    g.M = left < kRowsBetweenPolls ? left : kRowsBetweenPolls;
-    k.gemm(g);
-    team.poll();
-    g.a += g.M * g.a_row;
-    if (g.init) g.init += g.M * g.init_row;
-    g.c += g.M * g.c_row;
+  static_assert(kPieceDepth % kLowBlock == 0, "the order of a sum counts k in blocks");
+  for (ptrdiff_t m = 0; m < g.M; m += kPieceRowsBf16) {
+    for (ptrdiff_t depth = 0; depth < g.K; depth += kPieceDepth) {
+      for (ptrdiff_t n = 0; n < g.N; n += kPieceColumns) {
+        const ptrdiff_t c_at = m * g.c_row + n / kLowPanel * g.c_panel;
+        GemmBf16 piece = g;
+        piece.M = std::min(kPieceRowsBf16, g.M - m);
+        piece.N = std::min(kPieceColumns, g.N - n);
+        piece.K = std::min(kPieceDepth, g.K - depth);
+        piece.a += m * g.a_row + depth;
+        piece.b += n / kLowPanel * g.b_panel + depth * kLowPanel;
+        piece.c += c_at;
+        if (depth > 0) {
+          piece.init = piece.c;
+          piece.init_row = g.c_row;
+        } else if (g.init) {
+          piece.init += m * g.init_row + n / kLowPanel * g.c_panel;
+        }
+        k.gemm(piece);
+        team.poll();
+      }
+    }
   }
 }
 
@@ -129,24 +145,28 @@ void gemm_transposed_share(const Kernels<T>& k, GemmTransposed<T> g, Team& team)
 
 // The same on bfloat16 operands.
 inline void gemm_transposed_share(const Bf16Kernels& k, GemmTransposedBf16 g, Team& team) {
-  static_assert(kRowsBetweenPolls % kLowBlock == 0, "the order of a sum counts rows in blocks");
+  static_assert(kReductionBlock % kLowBlock == 0, "the order of a sum counts rows in blocks");
   const Share m = share_of(g.M, team.thread(), team.threads(), kLowPanel);
-  g.M = m.size();
   g.a += m.begin;
   g.c += m.begin * g.c_row;
-  if (g.M <= 0) return;
-  for (ptrdiff_t left = g.R; left > 0; left -= kRowsBetweenPolls) {
-    g.R = left < kRowsBetweenPolls ? left : kRowsBetweenPolls;
-    k.gemm_transposed(g);
-    team.poll();
-    if (g.a_rows)
-      g.a_rows += g.R;
-    else
-      g.a += g.R * g.a_row;
-    if (g.b_rows)
-      g.b_rows += g.R;
-    else
-      g.b += g.R * g.b_row;
+  for (ptrdiff_t r0 = 0; r0 < g.R; r0 += kReductionBlock) {
+    for (ptrdiff_t m0 = 0; m0 < m.size(); m0 += kPieceTransposed) {
+      GemmTransposedBf16 piece = g;
+      piece.M = std::min(kPieceTransposed, m.size() - m0);
+      piece.R = std::min(kReductionBlock, g.R - r0);
+      piece.a += m0;
+      piece.c += m0 * g.c_row;
+      if (g.a_rows)
+        piece.a_rows += r0;
+      else
+        piece.a += r0 * g.a_row;
+      if (g.b_rows)
+        piece.b_rows += r0;
+      else
+        piece.b += r0 * g.b_row;
+      k.gemm_transposed(piece);
+      team.poll();
+    }
   }
 }
 
