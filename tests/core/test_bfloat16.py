@@ -1,7 +1,7 @@
-"""compute_dtype="bfloat16": what is rounded, how far it is from float32, and one order of every sum per level.
+"""compute_dtype="bfloat16": what is rounded, how far it is from float32, one order of every sum per level.
 
 The specification rounds the operands of every product and does the rest in float64. Errors do not feed each
-other in these comparisons: every step starts from the h, c or dA that the core itself computed.
+other in these comparisons: every step starts from the h, c or da that the core itself computed.
 """
 
 import cases
@@ -51,7 +51,7 @@ def test_every_step_and_gradient_is_the_specification(isa, I, H):
         assert_close(c, f * c_before + i * g, "lstm forward", "float32")
         assert_close(h, o * np.tanh(c), "lstm forward", "float32")
 
-        dA = tape.gates(k).astype(float).reshape(T, N, 4, H)  # backward left them there
+        da = tape.gates(k).astype(float).reshape(T, N, 4, H)  # backward left them there
         i, f, g, o = np.moveaxis(gates, 2, 0)
         dh, dc, tanh_c = b.dh_n[k].astype(float), b.dc_n[k].astype(float), np.tanh(c)
         for t in reversed(range(T)):
@@ -63,11 +63,11 @@ def test_every_step_and_gradient_is_the_specification(isa, I, H):
                 dc * i[t] * (1 - g[t] ** 2),
                 dh * tanh_c[t] * o[t] * (1 - o[t]),
             ]
-            assert_close(dA[t], np.stack(expected, 1), "lstm backward", "float32")
-            dh, dc = bf16(dA[t].reshape(N, 4 * H)) @ R, dc * f[t]
+            assert_close(da[t], np.stack(expected, 1), "lstm backward", "float32")
+            dh, dc = bf16(da[t].reshape(N, 4 * H)) @ R, dc * f[t]
         assert_close(dh0[k], dh, "lstm backward")
         assert_close(dc0[k], dc, "lstm backward")
-        rows = dA.reshape(T * N, 4 * H)
+        rows = da.reshape(T * N, 4 * H)
         for name, inputs in (("weight_ih", x), ("weight_hh", h_before)):
             expected = bf16(rows).T @ bf16(inputs.reshape(T * N, -1))
             assert_close(views[f"{name}_l{k}"], expected, "lstm backward")

@@ -113,7 +113,7 @@ class ModelSchema:
     vocabulary: bool = True
 
     def check(self, config: object) -> dict[str, Any]:
-        """The configuration if it has every option it must, in range, and no other; else a ``FormatError``."""
+        """The configuration, if its options are those of the schema and in range; else a ``FormatError``."""
         if not isinstance(config, Mapping):
             raise FormatError(f"config: must be a mapping, got {type(config).__name__}")
         missing = [

@@ -99,8 +99,8 @@ class LanguageModel(Module):
     dtype : str
         "float32" or "float64".
     compute_dtype : str, optional
-        Of the LSTM's products, as in `fusedlstm.nn.LSTM`: "bfloat16" for a float32 model. It is saved with the
-        model.
+        Of the LSTM's products, as in `fusedlstm.nn.LSTM`: "bfloat16" for a float32 model. It is saved with
+        the model.
     init : str or tuple
         "torch": PyTorch's defaults of each layer (a tied matrix as an output layer); ("uniform", a): every
         parameter from U(-a, a).

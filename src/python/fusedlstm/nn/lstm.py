@@ -154,9 +154,9 @@ class LSTM(Layer):
     dtype : str
         ``"float32"`` or ``"float64"``.
     compute_dtype : str, optional
-        ``"bfloat16"`` for a float32 layer: x, h, the weights and the gates' derivatives are rounded to bfloat16
-        where they are multiplied; sums, cell states, parameters and gradients stay float32. Twice the speed or
-        more with AMX or AVX512-BF16; see docs/numerics.md for its error. Default: that of `dtype`. May be set
+        ``"bfloat16"`` for a float32 layer: x, h, the weights and the gates' derivatives are rounded to
+        bfloat16 where they are multiplied; sums, cell states, parameters and gradients stay float32. Made for
+        processors with AMX or AVX512-BF16; its error is in docs/numerics.md. Default: `dtype`. May be set
         later.
     init : str or tuple
         ``"torch"``: every parameter from U(-1/sqrt(H), 1/sqrt(H)); ``("uniform", a)``: from U(-a, a).
@@ -179,8 +179,8 @@ class LSTM(Layer):
     Notes
     -----
     A call costs 8*N*T*H*(I + H) FLOPs for one layer and direction, a training step three times that. Steps
-    past a sequence's length cost nothing. A layer keeps no state between calls: pass ``state`` on to continue a
-    sequence; the bits are those of one call.
+    past a sequence's length cost nothing. A layer keeps no state between calls: pass ``state`` on to
+    continue a sequence; the bits are those of one call.
 
     References
     ----------
