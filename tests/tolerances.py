@@ -18,6 +18,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "lstm backward": (5e-6, 1e-14, "as forward, and every derivative is a product of rounded gates"),
     "bfloat16 forward": (2e-2, 0.0, "operands keep 8 bits, 2^-9 each; 12 steps, two layers"),
     "bfloat16 backward": (4e-2, 0.0, "as forward, and dA is rounded at every step"),
+    "int8 forward": (5e-2, 0.0, "weights and inputs in 127 steps of their largest; 12 steps, two layers"),
     "torch forward": (1e-6, 3e-15, "both sides round"),
     "torch backward": (5e-6, 8e-15, "both sides round"),
     "golden": (0.0, 3e-15, "float64 PyTorch against the float64 specification: summation order only"),

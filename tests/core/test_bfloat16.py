@@ -245,7 +245,9 @@ def test_errors():
     ):
         m.lstm.pack(m.flat, compute_dtype="bfloat16")
     m = low(3, 5)
-    with pytest.raises(ValueError, match=r"compute_dtype must be 'float32' or 'bfloat16' .* got 'half'"):
+    with pytest.raises(
+        ValueError, match=r"compute_dtype must be 'float32', 'bfloat16' or 'int8' .* got 'half'"
+    ):
         m.lstm.pack(m.flat, compute_dtype="half")
     x, h = np.zeros((2, 3), np.float32), np.zeros((2, 5), np.float32)
     with pytest.raises(ValueError, match="packed must be packed for float32, got bfloat16"):

@@ -14,6 +14,7 @@ long emulated_instructions() { return 0; }
 #include <ucontext.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -31,7 +32,7 @@ float multiply_add(float a, float b, float c) {
 namespace fusedlstm_tests {
 namespace {
 
-volatile long count = 0;
+std::atomic<long> count = 0;
 
 // AMX state of the thread. Palette 1: 8 tiles of up to 16 rows x 64 bytes.
 struct Tiles {
@@ -283,7 +284,7 @@ void on_illegal_instruction(int, siginfo_t*, void* context) {
   Registers registers(static_cast<ucontext_t*>(context));
   const uint8_t* code = reinterpret_cast<const uint8_t*>(registers.rip());
   if ((code[0] == 0xc4 && run_vex(registers, code)) || (code[0] == 0x62 && run_evex(registers, code))) {
-    count = count + 1;
+    ++count;
     return;
   }
   constexpr char text[] = "illegal instruction that the emulation does not know\n";

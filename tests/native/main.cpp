@@ -16,10 +16,16 @@
 #include "emulate_x86.h"
 #include "runtime/cpu.h"
 
+#if defined(FUSEDLSTM_HAS_AVX512)
+namespace fusedlstm {
+extern const Level level_avx512;
+}
+#endif
+
 namespace {
 
 // The bfloat16 products of every level, also of those that the machine runs only with help.
-void test_all_bf16(const std::string& only) {
+void test_all_bf16(const std::string& only, int max_threads) {
   using namespace fusedlstm_tests;
   const std::vector<const fusedlstm::Level*> runnable = fusedlstm::runnable_levels();
   for (const fusedlstm::Level* level : fusedlstm::compiled_levels()) {
@@ -30,6 +36,10 @@ void test_all_bf16(const std::string& only) {
     if (!hardware) emulate_missing_instructions();
     const long before = emulated_instructions();
     test_bf16(*level);
+    if (name == "avx512" || name == "avx512_bf16" || name == "amx") {
+      fusedlstm::set_level("avx512");
+      test_lstm_bf16(*level, fusedlstm::current_level(), max_threads);
+    }
     const long emulated = emulated_instructions() - before;
     if (hardware)
       std::printf("bf16 %s: on the hardware\n", level->name);
@@ -47,7 +57,10 @@ int run(const std::string& only, int max_threads, bool hashes_only) {
   for (const fusedlstm::Level* level : levels) {
     if (!only.empty() && only != level->name && !(only == "highest" && level == levels.back())) continue;
     found = true;
-    if (!hashes_only) test_kernels(*level);
+    if (!hashes_only) {
+      test_kernels(*level);
+      test_int8(level->name, level->int8);
+    }
     fusedlstm::set_level(level->name);
     std::vector<std::string> hashes;
     test_lstm(*level, max_threads, &hashes);
@@ -55,7 +68,13 @@ int run(const std::string& only, int max_threads, bool hashes_only) {
     if (first.empty()) first = hashes;
     expect(hashes == first, std::string(level->name) + " computes other bits than the first level");
   }
-  if (!hashes_only) test_all_bf16(only);
+  if (!hashes_only) {
+    test_all_bf16(only, max_threads);
+#if defined(FUSEDLSTM_HAS_AVX512)
+    // On a machine with VNNI the level's own products are not those in its table.
+    if (fusedlstm_tests::can_emulate()) test_int8("avx512 without VNNI", fusedlstm::level_avx512.int8);
+#endif
+  }
   if (!found) {
     std::fprintf(stderr, "level '%s' does not exist or cannot run here\n", only.c_str());
     return 2;

@@ -30,16 +30,31 @@ std::string describe(const PyLSTM& l) {
          ", dtype='" + type_name(l.type) + "')";
 }
 
-Compute parse_compute(const std::string& name, const PyLSTM& lstm) {
+Compute parse_compute(const std::string& name, const PyLSTM& lstm, bool backward) {
   if (name == type_name(lstm.type)) return Compute::kFull;
   if (name == "bfloat16" && lstm.type == Type::kFloat32) return Compute::kBfloat16;
-  throw py::value_error("LSTM.pack: compute_dtype must be " +
-                        std::string(lstm.type == Type::kFloat32 ? "'float32' or 'bfloat16'" : "'float64'") +
-                        " for a " + type_name(lstm.type) + " LSTM, got '" + name + "'");
+  if (name == "int8" && lstm.type == Type::kFloat32) {
+    require(!backward, "LSTM.pack", "compute_dtype 'int8' is for inference: backward must be False");
+    const ptrdiff_t most = std::max(lstm.shape.input_size, lstm.shape.outputs());
+    require(most <= kInt8MostTerms, "LSTM.pack",
+            "compute_dtype 'int8' adds up to " + std::to_string(kInt8MostTerms) +
+                " products, got inputs of " + std::to_string(most));
+    return Compute::kInt8;
+  }
+  throw py::value_error(
+      "LSTM.pack: compute_dtype must be " +
+      std::string(lstm.type == Type::kFloat32 ? "'float32', 'bfloat16' or 'int8'" : "'float64'") + " for a " +
+      type_name(lstm.type) + " LSTM, got '" + name + "'");
 }
 const char* compute_name(const PyPackedLSTM& packed) {
-  const bool full = std::visit([](const auto& w) { return w->compute == Compute::kFull; }, packed.weights);
-  return full ? type_name(packed.lstm.type) : "bfloat16";
+  switch (std::visit([](const auto& w) { return w->compute; }, packed.weights)) {
+    case Compute::kBfloat16:
+      return "bfloat16";
+    case Compute::kInt8:
+      return "int8";
+    default:
+      return type_name(packed.lstm.type);
+  }
 }
 
 // The arguments that forward has with and without a tape.
@@ -107,6 +122,7 @@ py::tuple forward(const PyPackedLSTM& packed, const py::object& x, const py::obj
   return with_type(packed.lstm.type, [&](auto zero) -> py::tuple {
     using T = decltype(zero);
     const ForwardArguments<T> a("lstm_forward", packed.lstm.shape, x, h0, c0, lengths, embedding);
+    check_hidden(*packed.get<T>(), a.h0, a.function);
     ForwardResult<T> result(a);
     const LstmOutputs<T> out = result.pointers();
     without_gil([&] {
@@ -128,6 +144,8 @@ py::tuple forward_tape(const PyPackedLSTM& packed, const py::object& x, const py
                        const py::object& c0, const py::object& lengths, const py::object& embedding,
                        double dropout, uint64_t seed, const std::string& mode_name) {
   const TapeMode mode = tape_mode(mode_name);
+  require(std::string(compute_name(packed)) != "int8", "lstm_forward_tape",
+          "packed must be for training, got int8 weights, which are for inference");
   return with_type(packed.lstm.type, [&](auto zero) -> py::tuple {
     using T = decltype(zero);
     const ForwardArguments<T> a("lstm_forward_tape", packed.lstm.shape, x, h0, c0, lengths, embedding);
@@ -330,7 +348,8 @@ void bind_lstm(py::module_& m) {
       "pack",
       [](const PyLSTM& l, const py::object& parameters_arg, bool backward_too,
          const std::optional<std::string>& compute_dtype) {
-        const Compute compute = compute_dtype ? parse_compute(*compute_dtype, l) : Compute::kFull;
+        const Compute compute =
+            compute_dtype ? parse_compute(*compute_dtype, l, backward_too) : Compute::kFull;
         return with_type(l.type, [&](auto zero) {
           using T = decltype(zero);
           const auto parameters = view<const T>(parameters_arg, "LSTM.pack", "parameters",

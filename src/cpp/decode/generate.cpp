@@ -4,7 +4,6 @@
 #include <type_traits>
 #include <utility>
 
-#include "lstm/bf16.h"
 #include "lstm/split.h"
 
 namespace fusedlstm {
@@ -19,52 +18,34 @@ LanguageModelDecoder<T>::LanguageModelDecoder(std::shared_ptr<const PackedWeight
       table_(output_->outputs * 4 * lstm_->shape.hidden_padded()) {
   std::copy(embedding, embedding + embedding_.size(), embedding_.data());
   const PackedLayer<T>& first = lstm_->layers[0];
-  Buffer<uint16_t> rounded(bf16() ? vocabulary() * low_pitch(first.inputs) : 0);
+  LowRows low_x(lstm_->compute, low() ? vocabulary() : 0, first.inputs);
   run_job(0, nullptr, [&](Team& team) {
     if constexpr (std::is_same_v<T, float>) {
-      if (bf16()) {
-        round_rows_share(lstm_->level->bf16, vocabulary(), first.inputs, embedding_.data(), first.inputs,
-                         rounded.data(), low_pitch(first.inputs), team);
+      if (low()) {
+        low_x.round_share(*lstm_->level, vocabulary(), embedding_.data(), first.inputs, false, team);
         team.barrier();
       }
     }
-    input_product_share(team, vocabulary(), first,
-                        {embedding_.data(), first.inputs, rounded.data(), low_pitch(first.inputs)},
-                        table_.data());
+    input_share(team, 0, vocabulary(), {embedding_.data(), first.inputs}, low_x, table_.data());
   });
 }
 
 // out (M, 4 H_pad) = W x + b of one layer
 template <class T>
-void LanguageModelDecoder<T>::input_product_share(Team& team, ptrdiff_t M, const PackedLayer<T>& layer,
-                                                  const RowsInBoth& x, T* out) const {
-  const ptrdiff_t columns = layer.bias.size();
-  if constexpr (std::is_same_v<T, float>) {
-    if (bf16()) {
-      gemm_share(lstm_->level->bf16,
-                 {.M = M,
-                  .N = columns,
-                  .K = layer.inputs,
-                  .a = x.rounded,
-                  .a_row = x.rounded_pitch,
-                  .b = layer.bf16.input.data(),
-                  .b_panel = low_padded(layer.inputs) * kLowPanel,
-                  .init = layer.bias.data(),
-                  .init_row = 0,
-                  .c = out,
-                  .c_row = columns},
-                 team);
-      return;
-    }
-  }
+void LanguageModelDecoder<T>::input_share(Team& team, ptrdiff_t layer, ptrdiff_t M, MatrixRows<T> x,
+                                          const LowRows& low_x, T* out) const {
+  const PackedLayer<T>& packed = lstm_->layers[static_cast<size_t>(layer)];
+  const ptrdiff_t columns = packed.bias.size();
+  if constexpr (std::is_same_v<T, float>)
+    if (low()) return low_input_share(*lstm_->level, packed, low_x, M, layer > 0, out, columns, team);
   gemm_share<T>(lstm_->kernels(),
                 {.M = M,
                  .N = columns,
-                 .K = layer.inputs,
+                 .K = packed.inputs,
                  .a = x.data,
                  .a_row = x.pitch,
-                 .b = layer.input.data(),
-                 .init = layer.bias.data(),
+                 .b = packed.input.data(),
+                 .init = packed.bias.data(),
                  .init_row = 0,
                  .c = out,
                  .c_row = columns},
@@ -75,19 +56,18 @@ void LanguageModelDecoder<T>::input_product_share(Team& team, ptrdiff_t M, const
 // that ended sequences cost nothing; a row's result does not depend on where it lies.
 template <class T>
 struct LanguageModelDecoder<T>::Live {
-  ptrdiff_t L, H, pitch, pitch16, gates_pitch;
+  ptrdiff_t L, H, pitch, gates_pitch;
   std::vector<ptrdiff_t> id;
-  std::vector<int32_t> token;                   // fed next
-  std::vector<Buffer<T>> h, h_next, c;          // by layer: (N, H_pad)
-  std::vector<Buffer<uint16_t>> h16, h16_next;  // by layer, bfloat16: h and h_next rounded
-  Buffer<T> gates;                              // (N, 4 H_pad): W x + b of the layer at hand
-  Buffer<T> logits;                             // (N, V)
+  std::vector<int32_t> token;              // fed next
+  std::vector<Buffer<T>> h, h_next, c;     // by layer: (N, H_pad)
+  std::vector<LowRows> low_h, low_h_next;  // by layer, in low precision
+  Buffer<T> gates;                         // (N, 4 H_pad): W x + b of the layer at hand
+  Buffer<T> logits;                        // (N, V)
 
-  Live(const LstmShape& shape, bool bf16, ptrdiff_t N, ptrdiff_t V)
+  Live(const LstmShape& shape, Compute compute, ptrdiff_t N, ptrdiff_t V)
       : L(shape.num_layers),
         H(shape.hidden_size),
         pitch(row_pitch<T>(shape.hidden_size)),
-        pitch16(low_pitch(shape.hidden_size)),
         gates_pitch(4 * shape.hidden_padded()),
         token(static_cast<size_t>(N)),
         gates(N * gates_pitch),
@@ -95,8 +75,8 @@ struct LanguageModelDecoder<T>::Live {
     for (ptrdiff_t j = 0; j < N; ++j) id.push_back(j);
     for (ptrdiff_t layer = 0; layer < L; ++layer) {
       for (std::vector<Buffer<T>>* state : {&h, &h_next, &c}) state->push_back(Buffer<T>::zeros(N * pitch));
-      for (std::vector<Buffer<uint16_t>>* state : {&h16, &h16_next})
-        state->emplace_back(bf16 ? N * pitch16 : 0);
+      for (std::vector<LowRows>* state : {&low_h, &low_h_next})
+        state->emplace_back(compute, compute == Compute::kFull ? 0 : N, H);
     }
   }
   ptrdiff_t count() const { return static_cast<ptrdiff_t>(id.size()); }
@@ -116,10 +96,7 @@ struct LanguageModelDecoder<T>::Live {
     for (std::vector<Buffer<T>>* state : {&h, &c})
       for (Buffer<T>& rows : *state)
         std::copy(rows.data() + last * pitch, rows.data() + last * pitch + H, rows.data() + j * pitch);
-    for (Buffer<uint16_t>& rows : h16)
-      if (rows.size())
-        std::copy(rows.data() + last * pitch16, rows.data() + (last + 1) * pitch16,
-                  rows.data() + j * pitch16);
+    for (LowRows& rows : low_h) rows.copy_row(last, j);
     id[static_cast<size_t>(j)] = id.back();
     token[static_cast<size_t>(j)] = token[static_cast<size_t>(last)];
     id.pop_back();
@@ -147,11 +124,9 @@ void LanguageModelDecoder<T>::prefill(const Request& request, Live& live, const 
       std::copy(c_n.data() + from, c_n.data() + from + live.H,
                 live.c[static_cast<size_t>(layer)].data() + b * live.pitch);
     }
+    const size_t l = static_cast<size_t>(layer);
     if constexpr (std::is_same_v<T, float>)
-      if (bf16())
-        lstm_->level->bf16.round_rows(N, live.H, low_padded(live.H),
-                                      live.h[static_cast<size_t>(layer)].data(), live.pitch,
-                                      live.h16[static_cast<size_t>(layer)].data(), live.pitch16);
+      if (low()) live.low_h[l].round(*lstm_->level, 0, N, live.h[l].data(), live.pitch, true);
   }
   linear_forward<T>(*output_, N, h_n.data() + (live.L - 1) * N * live.H, live.logits.data(), poll);
 }
@@ -163,7 +138,7 @@ void LanguageModelDecoder<T>::layers_share(Team& team, Live& live) const {
   const Kernels<T>& k = lstm_->kernels();
   const ptrdiff_t M = live.count(), H_pad = lstm_->shape.hidden_padded();
   const Share units =
-      share_of(H_pad, team.thread(), team.threads(), bf16() ? kLowPanel : ptrdiff_t{2} * k.lanes);
+      share_of(H_pad, team.thread(), team.threads(), low() ? kLowPanel : ptrdiff_t{2} * k.lanes);
   for (ptrdiff_t layer = 0; layer < live.L; ++layer) {
     const size_t l = static_cast<size_t>(layer);
     const PackedLayer<T>& packed = lstm_->layers[l];
@@ -178,9 +153,7 @@ void LanguageModelDecoder<T>::layers_share(Team& team, Live& live) const {
       }
       team.barrier();
     } else {
-      input_product_share(team, M, packed,
-                          {live.h[l - 1].data(), live.pitch, live.h16[l - 1].data(), live.pitch16},
-                          live.gates.data());
+      input_share(team, layer, M, {live.h[l - 1].data(), live.pitch}, live.low_h[l - 1], live.gates.data());
       team.barrier();
     }
     const CellForward<T> step{.M = M,
@@ -199,15 +172,15 @@ void LanguageModelDecoder<T>::layers_share(Team& team, Live& live) const {
                               .c = live.c[l].data(),
                               .c_row = live.pitch,
                               .h = live.h_next[l].data()};
-    if (!bf16())
+    if (!low())
       k.cell_forward(step);
     else if constexpr (std::is_same_v<T, float>)
-      cell_forward_bf16(*lstm_->level, packed, step, live.gates.data(), live.gates_pitch, live.h16[l].data(),
-                        live.h16_next[l].data(), live.pitch16);
+      low_cell_forward(*lstm_->level, packed, step, live.gates.data(), live.gates_pitch, live.low_h[l],
+                       live.low_h_next[l], 0, 1);
     team.barrier();
     if (team.thread() == 0) {
       std::swap(live.h[l], live.h_next[l]);
-      std::swap(live.h16[l], live.h16_next[l]);
+      std::swap(live.low_h[l], live.low_h_next[l]);
     }
     team.barrier();
   }
@@ -233,7 +206,7 @@ void LanguageModelDecoder<T>::generate(const Request& request, const Result& res
   std::fill(result.log_probability, result.log_probability + N * most, T(0));
   std::fill(result.lengths, result.lengths + N, 0);
   if (N == 0) return;
-  Live live(lstm_->shape, bf16(), N, V);
+  Live live(lstm_->shape, lstm_->compute, N, V);
   prefill(request, live, poll);
   Sampler<T> sampler(lstm_->kernels(), V, request.sampling);
   std::vector<int32_t> step_tokens(static_cast<size_t>(N));

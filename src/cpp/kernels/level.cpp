@@ -4,6 +4,7 @@
 #include "kernels/cell.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
+#include "kernels/int8.h"
 
 #define FUSEDLSTM_JOIN_(a, b) a##b
 #define FUSEDLSTM_JOIN(a, b) FUSEDLSTM_JOIN_(a, b)
@@ -48,6 +49,7 @@ constexpr Kernels<T> kernels() {
 
 extern const Level FUSEDLSTM_JOIN(level_, FUSEDLSTM_LEVEL);
 const Level FUSEDLSTM_JOIN(level_, FUSEDLSTM_LEVEL) = {FUSEDLSTM_TEXT(FUSEDLSTM_LEVEL), kernels<float>(),
-                                                       kernels<double>(), bf16_kernels<ByVectors<Widened>>()};
+                                                       kernels<double>(), bf16_kernels<ByVectors<Widened>>(),
+                                                       int8_kernels()};
 
 }  // namespace fusedlstm

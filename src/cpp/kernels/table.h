@@ -97,6 +97,35 @@ struct Bf16Kernels {
   void (*gemm_transposed)(const GemmTransposedBf16&);
 };
 
+// C (M, N) = init + column_scale * (row_scale * (A B)) with int8 A and B and sums exact in int32; N a
+// multiple of kLowPanel.
+struct GemmInt8 {
+  ptrdiff_t M, N, K;
+  const int8_t* a;  // rows as those of bfloat16
+  ptrdiff_t a_row;
+  const int8_t* b;    // packed panels
+  ptrdiff_t b_panel;  // elements from one to the next
+  const float* init;
+  ptrdiff_t init_row;
+  float* c;
+  ptrdiff_t c_row;
+  const float* column_scale;
+  const float* row_scale = nullptr;  // null: 1
+  ptrdiff_t c_panel = kLowPanel;     // elements from one panel of C, init and column_scale to the next
+};
+constexpr ptrdiff_t int8_panel(ptrdiff_t K) { return low_padded(K) * kLowPanel + 4 * kLowPanel; }
+constexpr ptrdiff_t kInt8MostTerms = 1 << 16;  // of a sum: 255 * 127 * 2^16 < 2^31
+
+struct Int8Kernels {
+  // y = x / scale rounded to nearest even; scale = max |x| / 127 of each row, or 1 / 127 where scales is null
+  void (*quantise_rows)(ptrdiff_t rows, ptrdiff_t n, ptrdiff_t padded, const float* x, ptrdiff_t x_row,
+                        int8_t* y, ptrdiff_t y_row, float* scales);
+  // B[k][n] = source[k * k_stride + n * n_stride] / scales[n] to panels, with scales as above for each column
+  void (*pack)(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t k_stride, ptrdiff_t n_stride,
+               int8_t* panels, float* scales);
+  void (*gemm)(const GemmInt8&);
+};
+
 // One step of M rows and the unit blocks [unit_begin, unit_end) (multiples of lanes) of a layer of H units.
 // Gate rows are [4][H_pad], gates in the order i f g o.
 template <class T>
@@ -194,6 +223,7 @@ struct Level {
   Kernels<float> f32;
   Kernels<double> f64;
   Bf16Kernels bf16;
+  Int8Kernels int8;
 };
 
 }  // namespace fusedlstm

@@ -198,7 +198,7 @@ class LayerBackward {
                .a = h16_.data() +
                     (rows_.state_before(s) - rows_.state_before(here.begin) + share.begin) * h16_pitch(),
                .a_row = h16_pitch(),
-               .b = packed_.bf16.recurrent.data(),
+               .b = packed_.low_recurrent.bf16.data(),
                .b_panel = low_padded(cell.H) * kLowPanel,
                .init = cell.gates,
                .init_row = gates_pitch_,
@@ -260,17 +260,18 @@ class LayerBackward {
       if constexpr (std::is_same_v<T, float>) {
         if (bf16()) {
           const ptrdiff_t panel = 4 * H_pad_ * kLowPanel;
-          w_.level->bf16.gemm({.M = M,
-                               .N = columns,
-                               .K = 4 * H_pad_,
-                               .a = dA16,
-                               .a_row = slots.stride * dA16_pitch(),
-                               .b = packed_.bf16.recurrent_backward.data() + units.begin / kLowPanel * panel,
-                               .b_panel = panel,
-                               .init = nullptr,
-                               .init_row = 0,
-                               .c = dh + slot + units.begin,
-                               .c_row = slots.stride * pitch_});
+          w_.level->bf16.gemm(
+              {.M = M,
+               .N = columns,
+               .K = 4 * H_pad_,
+               .a = dA16,
+               .a_row = slots.stride * dA16_pitch(),
+               .b = packed_.low_recurrent_backward.bf16.data() + units.begin / kLowPanel * panel,
+               .b_panel = panel,
+               .init = nullptr,
+               .init_row = 0,
+               .c = dh + slot + units.begin,
+               .c_row = slots.stride * pitch_});
           continue;
         }
       }
@@ -297,7 +298,7 @@ class LayerBackward {
                     .K = 4 * H_pad_,
                     .a = dA16_.data(),
                     .a_row = dA16_pitch(),
-                    .b = packed_.bf16.input_backward.data(),
+                    .b = packed_.low_input_backward.bf16.data(),
                     .b_panel = 4 * H_pad_ * kLowPanel,
                     .init = nullptr,
                     .init_row = 0,
@@ -328,9 +329,9 @@ class LayerBackward {
     T* const d_weight = parameters + offset_.weight_ih;
     if constexpr (std::is_same_v<T, float>) {
       if (bf16()) {
-        const MatrixRows<uint16_t> x16 = input_.rounded(team, x, R);
-        weights.product_share(w_.level->bf16, team, R, dA16_.data(), dA16_pitch(), order, x16.data, x16.pitch,
-                              order, packed_.inputs, d_weight, scratch16(team));
+        const LowRows& x16 = input_.rounded(team, x, R);
+        weights.product_share(w_.level->bf16, team, R, dA16_.data(), dA16_pitch(), order, x16.bf16.data(),
+                              x16.pitch, order, packed_.inputs, d_weight, scratch16(team));
         return;
       }
     }

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <numeric>
 
-#include "lstm/bf16.h"
 #include "lstm/layer_input.h"
+#include "lstm/low_precision.h"
 #include "lstm/lstm.h"
 #include "lstm/split.h"
 
@@ -35,8 +35,8 @@ struct LayerRun {
   Tape<T>& tape;
   LayerTape<T>& own;
   LayerInput<T>& input;
-  Buffer<T> chunk_gates;    // where the tape has none
-  Buffer<uint16_t> h16[2];  // bfloat16: h before and after a step, (N, H), low_pitch(H) apart
+  Buffer<T> chunk_gates;  // where the tape has none
+  LowRows low_h[2];       // low precision: h before and after a step
 
   void operator()(Team& team) {
     input.make_table_share(team);
@@ -67,8 +67,8 @@ struct LayerRun {
     const ptrdiff_t H_pad = w.shape.hidden_padded();
     const bool by_sequences = split_by_sequences(rows.batch(), team.threads());
     const Slots slots = by_sequences ? Slots{team.thread(), team.threads()} : Slots{0, 1};
-    const bool bf16 = w.compute == Compute::kBfloat16;
-    const ptrdiff_t block = bf16 ? kLowPanel : w.kernels().lanes;
+    const bool low = w.compute != Compute::kFull;
+    const ptrdiff_t block = low ? kLowPanel : w.kernels().lanes;
     const Share units =
         by_sequences ? Share{0, H_pad} : share_of(H_pad, team.thread(), team.threads(), block);
     const ptrdiff_t slot = slots.first * state_pitch;
@@ -91,13 +91,11 @@ struct LayerRun {
           .c = own.c.data() + (keep_c ? rows.state_after(s) * state_pitch : 0) + slot,
           .c_row = slots.stride * state_pitch,
           .h = own.h.data() + rows.state_after(s) * state_pitch + slot};
-      if (!bf16)
+      if (!low)
         w.kernels().cell_forward(step);
       else if constexpr (std::is_same_v<T, float>)
-        cell_forward_bf16(*w.level, layer, step, step_gates, step.input_row,
-                          h16[s % 2].data() + slots.first * low_pitch(step.H),
-                          h16[(s + 1) % 2].data() + slots.first * low_pitch(step.H),
-                          slots.stride * low_pitch(step.H));
+        low_cell_forward(*w.level, layer, step, step_gates, step.input_row, low_h[s % 2], low_h[(s + 1) % 2],
+                         slots.first, slots.stride);
       if (by_sequences)
         team.poll();
       else
@@ -172,18 +170,15 @@ void forward_layer(const PackedWeights<T>& w, Tape<T>& tape, const LstmInput<T>&
     own.x = {own.copy.data(), row_pitch<T>(inputs)};
   }
   LayerInput<T> layer_input(w, tape, layer, direction, input.x);
-  const bool bf16 = w.compute == Compute::kBfloat16;
-  const ptrdiff_t h16_size = bf16 ? N * low_pitch(H) : 0;
   LayerRun<T> run{.w = w,
                   .layer = w.layers[static_cast<size_t>(index)],
                   .tape = tape,
                   .own = own,
                   .input = layer_input,
                   .chunk_gates = Buffer<T>(full ? 0 : tape.chunks.most_rows() * tape.gates_pitch()),
-                  .h16 = {Buffer<uint16_t>(h16_size), Buffer<uint16_t>(h16_size)}};
+                  .low_h = {LowRows(w.compute, N, H), LowRows(w.compute, N, H)}};
   if constexpr (std::is_same_v<T, float>)
-    if (bf16)
-      w.level->bf16.round_rows(N, H, low_padded(H), own.h.data(), pitch, run.h16[0].data(), low_pitch(H));
+    if (w.compute != Compute::kFull) run.low_h[0].round(*w.level, 0, N, own.h.data(), pitch, true);
   run_job(layer_threads(N, P, H, inputs), poll, [&](Team& team) { run(team); });
 }
 

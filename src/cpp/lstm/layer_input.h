@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "lstm/low_precision.h"
 #include "lstm/packing.h"
 #include "lstm/tape.h"
 #include "runtime/products.h"
@@ -30,9 +31,8 @@ class LayerInput {
       table_ = Buffer<T>(distinct() * tape.gates_pitch());
     else if (!kept_.data)
       gathered_ = Buffer<T>(tape.chunks.most_rows() * row_pitch<T>(packed_.inputs));
-    if (w.compute == Compute::kBfloat16)
-      rounded_ =
-          Buffer<uint16_t>((by_token() ? distinct() : tape.chunks.most_rows()) * low_pitch(packed_.inputs));
+    if (w.compute != Compute::kFull)
+      low_ = LowRows(w.compute, by_token() ? distinct() : tape.chunks.most_rows(), packed_.inputs);
   }
 
   bool by_token() const { return layer_ == 0 && tape_.token_input; }
@@ -77,13 +77,12 @@ class LayerInput {
     product_share(team, rows(begin), count, gates);
   }
 
-  // `count` input rows, of the steps from `begin` on or of the embedding, in bfloat16; waits for all threads.
-  MatrixRows<uint16_t> rounded(Team& team, MatrixRows<T> x, ptrdiff_t count) {
+  // `count` of these rows, or of those of the embedding, in low precision; waits for all threads.
+  const LowRows& rounded(Team& team, MatrixRows<T> x, ptrdiff_t count) {
     if constexpr (std::is_same_v<T, float>)
-      round_rows_share(w_.level->bf16, count, packed_.inputs, x.data, x.pitch, rounded_.data(),
-                       low_pitch(packed_.inputs), team);
+      low_.round_share(*w_.level, count, x.data, x.pitch, layer_ > 0, team);
     team.barrier();
-    return {rounded_.data(), low_pitch(packed_.inputs)};
+    return low_;
   }
   MatrixRows<T> embedded() const { return {tape_.tokens.embedded.data(), row_pitch<T>(packed_.inputs)}; }
 
@@ -91,21 +90,9 @@ class LayerInput {
   // to (count, 4, H_pad) = W x + b
   void product_share(Team& team, MatrixRows<T> x, ptrdiff_t count, T* to) {
     if constexpr (std::is_same_v<T, float>) {
-      if (w_.compute == Compute::kBfloat16) {
-        const MatrixRows<uint16_t> a = rounded(team, x, count);
-        gemm_share(w_.level->bf16,
-                   {.M = count,
-                    .N = packed_.bias.size(),
-                    .K = packed_.inputs,
-                    .a = a.data,
-                    .a_row = a.pitch,
-                    .b = packed_.bf16.input.data(),
-                    .b_panel = low_padded(packed_.inputs) * kLowPanel,
-                    .init = packed_.bias.data(),
-                    .init_row = 0,
-                    .c = to,
-                    .c_row = tape_.gates_pitch()},
-                   team);
+      if (w_.compute != Compute::kFull) {
+        low_input_share(*w_.level, packed_, rounded(team, x, count), count, layer_ > 0, to,
+                        tape_.gates_pitch(), team);
         return;
       }
     }
@@ -151,9 +138,9 @@ class LayerInput {
   const MatrixRows<T>& kept_;
   ptrdiff_t layer_, direction_;
   const T* x_;
-  Buffer<T> table_;           // token input: (distinct, 4 H_pad), gates_pitch apart
-  Buffer<T> gathered_;        // rows of one chunk, where no others have them
-  Buffer<uint16_t> rounded_;  // bfloat16: rows of one chunk, or of the embedding
+  Buffer<T> table_;     // token input: (distinct, 4 H_pad), gates_pitch apart
+  Buffer<T> gathered_;  // rows of one chunk, where no others have them
+  LowRows low_;         // low precision: the rows of one chunk, or of the embedding
 };
 
 }  // namespace fusedlstm

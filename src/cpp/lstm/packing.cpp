@@ -61,8 +61,8 @@ size_t PackedWeights<T>::bytes() const {
   size_t sum = 0;
   for (const PackedLayer<T>& l : layers)
     sum += l.input.bytes() + l.recurrent.bytes() + l.bias.bytes() + l.input_backward.bytes() +
-           l.recurrent_backward.bytes() + l.bf16.input.bytes() + l.bf16.recurrent.bytes() +
-           l.bf16.input_backward.bytes() + l.bf16.recurrent_backward.bytes();
+           l.recurrent_backward.bytes() + l.low_input.bytes() + l.low_recurrent.bytes() +
+           l.low_input_backward.bytes() + l.low_recurrent_backward.bytes();
   return sum;
 }
 
@@ -88,11 +88,17 @@ PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool 
       layer.recurrent = Buffer<T>(H * 4 * Hp);
       layer.input_backward = Buffer<T>(backward ? packed_size(4 * Hp, inputs, k.panel) : 0);
       layer.recurrent_backward = Buffer<T>(backward ? packed_size(4 * Hp, H, k.panel) : 0);
+    } else if (compute == Compute::kBfloat16) {
+      layer.low_input.bf16 = Buffer<uint16_t>(low_packed_size(inputs, 4 * Hp));
+      layer.low_recurrent.bf16 = Buffer<uint16_t>(low_packed_size(H, 4 * Hp));
+      layer.low_input_backward.bf16 = Buffer<uint16_t>(backward ? low_packed_size(4 * Hp, inputs) : 0);
+      layer.low_recurrent_backward.bf16 = Buffer<uint16_t>(backward ? low_packed_size(4 * Hp, H) : 0);
     } else {
-      layer.bf16.input = Buffer<uint16_t>(low_packed_size(inputs, 4 * Hp));
-      layer.bf16.recurrent = Buffer<uint16_t>(low_packed_size(H, 4 * Hp));
-      layer.bf16.input_backward = Buffer<uint16_t>(backward ? low_packed_size(4 * Hp, inputs) : 0);
-      layer.bf16.recurrent_backward = Buffer<uint16_t>(backward ? low_packed_size(4 * Hp, H) : 0);
+      for (LowMatrix* matrix : {&layer.low_input, &layer.low_recurrent}) {
+        const ptrdiff_t K = matrix == &layer.low_input ? inputs : H;
+        matrix->int8 = Buffer<int8_t>(4 * Hp / kLowPanel * int8_panel(K));
+        matrix->scale = Buffer<float>(4 * Hp);
+      }
     }
     if (shape.bias) {
       const T *b_ih = parameters + offsets[l].bias_ih, *b_hh = parameters + offsets[l].bias_hh;
@@ -130,14 +136,21 @@ PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool 
         weight = copy.data();
       }
       if constexpr (std::is_same_v<T, float>) {
+        LowMatrix& low = pieces[p].matrix == 0   ? layer.low_input
+                         : pieces[p].matrix == 1 ? layer.low_recurrent
+                         : pieces[p].matrix == 2 ? layer.low_input_backward
+                                                 : layer.low_recurrent_backward;
         if (compute == Compute::kBfloat16) {
           if (pieces[p].matrix < 2)
-            packed.level->bf16.pack(n, 4 * Hp, weight, 1, n,
-                                    (recurrent ? layer.bf16.recurrent : layer.bf16.input).data());
+            packed.level->bf16.pack(n, 4 * Hp, weight, 1, n, low.bf16.data());
           else
-            packed.level->bf16.pack(
-                4 * Hp, n, weight, n, 1,
-                (recurrent ? layer.bf16.recurrent_backward : layer.bf16.input_backward).data());
+            packed.level->bf16.pack(4 * Hp, n, weight, n, 1, low.bf16.data());
+          continue;
+        }
+        if (compute == Compute::kInt8) {
+          packed.level->int8.pack(n, 4 * Hp, weight, 1, n, low.int8.data(), low.scale.data());
+          const bool hidden = recurrent || l >= static_cast<size_t>(D);
+          if (hidden) k.scale(4 * Hp, 1 / 127.0f, low.scale.data());
           continue;
         }
       }

@@ -29,6 +29,9 @@ extern const Bf16Kernels bf16_avx512_bf16;
 #if defined(FUSEDLSTM_HAS_AMX)
 extern const Bf16Kernels bf16_amx;
 #endif
+#if defined(FUSEDLSTM_HAS_AVX512_VNNI)
+extern const Int8Kernels int8_vnni;
+#endif
 #if defined(FUSEDLSTM_HAS_NEON)
 extern const Level level_neon;
 #endif
@@ -75,12 +78,16 @@ bool can_run(const std::string& name) {
 bool can_run(const std::string&) { return true; }
 #endif
 
-#if defined(FUSEDLSTM_HAS_AVX512_BF16) || defined(FUSEDLSTM_HAS_AMX)
-// avx512 with other bfloat16 products.
+#if defined(FUSEDLSTM_HAS_AVX512)
+// avx512 with the products that this machine has better instructions for.
 Level avx512_with(const char* name, const Bf16Kernels& bf16) {
   Level level = level_avx512;
   level.name = name;
   level.bf16 = bf16;
+#if defined(FUSEDLSTM_HAS_AVX512_VNNI)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512vnni")) level.int8 = int8_vnni;
+#endif
   return level;
 }
 #endif
@@ -107,6 +114,9 @@ std::atomic<const Level*> current{nullptr};
 }  // namespace
 
 std::vector<const Level*> compiled_levels() {
+#if defined(FUSEDLSTM_HAS_AVX512)
+  static const Level avx512 = avx512_with("avx512", level_avx512.bf16);
+#endif
 #if defined(FUSEDLSTM_HAS_AVX512_BF16)
   static const Level level_avx512_bf16 = avx512_with("avx512_bf16", bf16_avx512_bf16);
 #endif
@@ -119,7 +129,7 @@ std::vector<const Level*> compiled_levels() {
       &level_avx2,
 #endif
 #if defined(FUSEDLSTM_HAS_AVX512)
-      &level_avx512,
+      &avx512,
 #endif
 #if defined(FUSEDLSTM_HAS_AVX512_BF16)
       &level_avx512_bf16,

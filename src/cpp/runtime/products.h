@@ -105,6 +105,30 @@ inline void gemm_share(const Bf16Kernels& k, GemmBf16 g, Team& team) {
   }
 }
 
+// The same on int8 operands.
+inline void gemm_share(const Int8Kernels& k, GemmInt8 g, Team& team) {
+  constexpr ptrdiff_t rows_together = 16;
+  const bool by_rows = g.M >= rows_together * team.threads();
+  const Share rows = by_rows ? share_of(g.M, team.thread(), team.threads(), rows_together) : Share{0, g.M};
+  const Share columns = by_rows ? Share{0, g.N} : share_of(g.N, team.thread(), team.threads(), kLowPanel);
+  for (ptrdiff_t m = rows.begin; m < rows.end; m += rows_together) {
+    for (ptrdiff_t n = columns.begin; n < columns.end; n += kPieceColumns) {
+      const ptrdiff_t at = n / kLowPanel * g.c_panel;
+      GemmInt8 piece = g;
+      piece.M = std::min(rows_together, rows.end - m);
+      piece.N = std::min(kPieceColumns, columns.end - n);
+      piece.a += m * g.a_row;
+      piece.b += n / kLowPanel * g.b_panel;
+      piece.init += m * g.init_row + at;
+      piece.c += m * g.c_row + at;
+      piece.column_scale += at;
+      if (g.row_scale) piece.row_scale += m;
+      k.gemm(piece);
+      team.poll();
+    }
+  }
+}
+
 // A thread's share of rows rounded to bfloat16.
 inline void round_rows_share(const Bf16Kernels& k, ptrdiff_t rows, ptrdiff_t n, const float* x,
                              ptrdiff_t x_row, uint16_t* y, ptrdiff_t y_row, const Team& team) {

@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--stop", metavar="TOKEN", help="end after this character, byte or word")
     parser.add_argument(
         "--compute-dtype",
-        choices=("float32", "bfloat16"),
+        choices=("float32", "bfloat16", "int8"),
         help="of the LSTM's products (default: what the model was trained with)",
     )
     parser.add_argument("--stats", action="store_true", help="tokens per second, on standard error")

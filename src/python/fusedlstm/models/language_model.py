@@ -99,8 +99,8 @@ class LanguageModel(Module):
     dtype : str
         "float32" or "float64".
     compute_dtype : str, optional
-        Of the LSTM's products, as in `fusedlstm.nn.LSTM`: "bfloat16" for a float32 model. It is saved with
-        the model.
+        Of the LSTM's products, as in `fusedlstm.nn.LSTM`: "bfloat16" or None. It is saved with the
+        model.
     init : str or tuple
         "torch": PyTorch's defaults of each layer (a tied matrix as an output layer); ("uniform", a): every
         parameter from U(-a, a).
@@ -151,6 +151,8 @@ class LanguageModel(Module):
         init: Init = "torch",
         seed: int = 0,
     ) -> None:
+        if compute_dtype == "int8":
+            raise ValueError("LanguageModel: compute_dtype 'int8' is for models that are trained: use load")
         hidden_size = integer(hidden_size, "hidden_size", 1)
         embedding_size = (
             hidden_size if embedding_size is None else integer(embedding_size, "embedding_size", 1)
@@ -227,7 +229,7 @@ class LanguageModel(Module):
             "output_dropout": self.output_dropout,
             "tie_weights": self.tie_weights,
             "dtype": self.dtype,
-            "compute_dtype": self.lstm.compute_dtype,
+            "compute_dtype": None if self.lstm.compute_dtype == "int8" else self.lstm.compute_dtype,
         }
 
     # training -------------------------------------------------------------------------------------------
@@ -585,7 +587,8 @@ class LanguageModel(Module):
         path : str or path
             The file.
         compute_dtype : str, optional
-            Instead of the one the model was saved with: "float32" or "bfloat16" for a float32 model.
+            Instead of the one the model was saved with, for a float32 model: "float32", "bfloat16", or
+            "int8" for `evaluate` and `generate` only, with a quarter of the memory for the LSTM's weights.
 
         Raises
         ------

@@ -156,8 +156,9 @@ class LSTM(Layer):
     compute_dtype : str, optional
         ``"bfloat16"`` for a float32 layer: x, h, the weights and the gates' derivatives are rounded to
         bfloat16 where they are multiplied; sums, cell states, parameters and gradients stay float32. Made for
-        processors with AMX or AVX512-BF16; its error is in docs/numerics.md. Default: `dtype`. May be set
-        later.
+        processors with AMX or AVX512-BF16. ``"int8"``, for calls only and not for `forward`: weights in 127
+        steps with a scale per gate and unit, inputs with one per row, hidden states in steps of 1/127, which
+        must be in [-1, 1]. The errors are in docs/numerics.md. Default: `dtype`. May be set later.
     init : str or tuple
         ``"torch"``: every parameter from U(-1/sqrt(H), 1/sqrt(H)); ``("uniform", a)``: from U(-a, a).
     forget_bias : float
@@ -267,16 +268,16 @@ class LSTM(Layer):
 
     @property
     def compute_dtype(self) -> str | None:
-        """``"bfloat16"``, or None: what is multiplied is rounded to it first."""
+        """``"bfloat16"``, ``"int8"`` or None: what is multiplied is rounded to it first."""
         return self._compute_dtype
 
     @compute_dtype.setter
     def compute_dtype(self, compute_dtype: str | None) -> None:
         if compute_dtype == self.dtype:
             compute_dtype = None
-        if compute_dtype not in (None, "bfloat16"):
+        if compute_dtype not in (None, "bfloat16", "int8"):
             raise ValueError(
-                f"LSTM: compute_dtype must be None, {self.dtype!r} or 'bfloat16', got {compute_dtype!r}"
+                f"LSTM: compute_dtype must be {self.dtype!r}, 'bfloat16' or 'int8', got {compute_dtype!r}"
             )
         if compute_dtype is not None and self.dtype != "float32":
             raise ValueError(
@@ -300,7 +301,9 @@ class LSTM(Layer):
         """The weights laid out for the kernels; packed again if the parameters were marked as updated."""
         packed = self._packed
         if packed is None:
-            packed = self._packed = self._shape().pack(self._parameters, compute_dtype=self.compute_dtype)
+            packed = self._packed = self._shape().pack(
+                self._parameters, backward=self.compute_dtype != "int8", compute_dtype=self.compute_dtype
+            )
         return packed
 
     def _drop_packed(self) -> None:
@@ -376,8 +379,10 @@ class LSTM(Layer):
         Raises
         ------
         ValueError
-            As for a call, and if dropout needs a seed that is not given.
+            As for a call; if dropout needs a seed that is not given; if `compute_dtype` is ``"int8"``.
         """
+        if self.compute_dtype == "int8":
+            raise ValueError("LSTM.forward: compute_dtype 'int8' is for inference: it has no backward")
         if self.takes_seed and seed is None:
             raise ValueError(f"LSTM.forward: dropout {self.dropout} needs seed=, another one at every step")
         number = 0 if seed is None else seed_number(seed)
