@@ -237,7 +237,7 @@ def test_int8_reads_a_trained_model(tmp_path):
     small = LanguageModel.load(path, compute_dtype="int8")
     assert 0 < abs(small.evaluate(TEXT) - model.evaluate(TEXT)) < 0.01
     with pytest.raises(ValueError, match="compute_dtype 'int8' is for inference"):
-        small.fit(TEXT, epochs=1, progress=False)
+        small.fit(TEXT * 9, epochs=1, batch_size=4, window=16, progress=False)
     with pytest.raises(ValueError, match=r"LanguageModel: compute_dtype 'int8' .* use load"):
         tiny(dtype="float32", compute_dtype="int8")
     small.save(path)  # the parameters are still float32, and so is what is saved
