@@ -19,20 +19,15 @@ long emulated_instructions() { return 0; }
 #include <cstdlib>
 #include <cstring>
 
-// The handler's arithmetic is the machine's own fused multiply-add, with denormals as zero.
-#pragma GCC push_options
-#pragma GCC target("fma")
-namespace {
-float multiply_add(float a, float b, float c) {
-  return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
-}
-}  // namespace
-#pragma GCC pop_options
-
 namespace fusedlstm_tests {
 namespace {
 
 std::atomic<long> count = 0;
+
+// The machine's own fused multiply-add, with the handler's denormals as zero.
+__attribute__((target("fma"))) float multiply_add(float a, float b, float c) {
+  return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
+}
 
 // AMX state of the thread. Palette 1: 8 tiles of up to 16 rows x 64 bytes.
 struct Tiles {

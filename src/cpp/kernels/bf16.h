@@ -33,13 +33,55 @@ void round_rows(ptrdiff_t rows, ptrdiff_t n, ptrdiff_t padded, const float* x, p
   }
 }
 
+// kLanes<float> pairs of bfloat16 are moved about as the bits of a Vec<float>.
+using PairBits = typename VecTypes<float>::unsigned_ints;
+typedef uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint16_t UnalignedHalfBits __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+typedef float UnalignedPairs __attribute__((vector_size(kVectorBytes), aligned(2), may_alias));
+
+FUSEDLSTM_INLINE Vec<float> load_pairs(const uint16_t* p) {
+  return *reinterpret_cast<const UnalignedPairs*>(p);
+}
+FUSEDLSTM_INLINE void store_pairs(uint16_t* p, Vec<float> pairs) {
+  *reinterpret_cast<UnalignedPairs*>(p) = pairs;
+}
+// even[0] odd[0] even[1] odd[1] ...
+FUSEDLSTM_INLINE Vec<float> zip(const uint16_t* even, const uint16_t* odd) {
+  const HalfBits e = *reinterpret_cast<const UnalignedHalfBits*>(even);
+  const HalfBits o = *reinterpret_cast<const UnalignedHalfBits*>(odd);
+  return reinterpret_cast<Vec<float>>(__builtin_convertvector(e, PairBits) |
+                                      __builtin_convertvector(o, PairBits) << 16);
+}
+
 void pack_bf16(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t k_stride, ptrdiff_t n_stride,
                uint16_t* panels) {
+  constexpr ptrdiff_t W = kLanes<float>, block = 2 * W;
   for (ptrdiff_t n0 = 0; n0 < N; n0 += kLowPanel, panels += low_padded(K) * kLowPanel) {
-    for (ptrdiff_t k = 0; k < low_padded(K); ++k) {
+    const float* const from = source + n0 * n_stride;
+    const bool whole = n0 + kLowPanel <= N;
+    ptrdiff_t k = 0;
+    uint16_t rounded[kLowPanel * block];
+    for (; whole && n_stride == 1 && k + 2 <= K; k += 2) {
+      round_rows(2, kLowPanel, kLowPanel, from + k * k_stride, k_stride, rounded, kLowPanel);
+      for (ptrdiff_t j = 0; j < kLowPanel; j += W)
+        store_pairs(panels + k * kLowPanel + 2 * j, zip(rounded + j, rounded + kLowPanel + j));
+    }
+    for (; whole && k_stride == 1 && k + block <= K; k += block) {
+      round_rows(kLowPanel, block, block, from + k, n_stride, rounded, block);
+      for (ptrdiff_t j = 0; j < kLowPanel; j += W) {
+        Vec<float> square[W];
+#pragma GCC unroll 16
+        for (ptrdiff_t i = 0; i < W; ++i) square[i] = load_pairs(rounded + (j + i) * block);
+        transpose<float>(square);
+#pragma GCC unroll 16
+        for (ptrdiff_t i = 0; i < W; ++i) store_pairs(panels + (k + 2 * i) * kLowPanel + 2 * j, square[i]);
+      }
+    }
+    for (; k < low_padded(K); ++k) {
       uint16_t* row = panels + k / 2 * 2 * kLowPanel + k % 2;
       for (ptrdiff_t j = 0; j < kLowPanel; ++j)
-        row[2 * j] = k < K && n0 + j < N ? to_bf16(source[k * k_stride + (n0 + j) * n_stride]) : uint16_t(0);
+        row[2 * j] =
+            k < K && n0 + j < N ? to_bf16(from[k * k_stride + j * n_stride]) : static_cast<uint16_t>(0);
     }
   }
 }
@@ -59,8 +101,6 @@ struct Widened {
 #else
   static constexpr int kRows = 6, kPanels = 1;
 #endif
-  using Bits = typename VecTypes<float>::unsigned_ints;
-  typedef uint32_t UnalignedBits __attribute__((vector_size(kVectorBytes), aligned(2), may_alias));
 
   static FUSEDLSTM_INLINE Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
 #if defined(FUSEDLSTM_LEVEL_GENERIC)
@@ -78,7 +118,8 @@ struct Widened {
       Vec<float> b_k[P * V];
 #pragma GCC unroll 16
       for (int v = 0; v < P * V; ++v) {
-        const Bits pairs = *reinterpret_cast<const UnalignedBits*>(b + (v / V) * b_panel + (v % V) * 2 * W);
+        const PairBits pairs =
+            reinterpret_cast<PairBits>(load_pairs(b + (v / V) * b_panel + (v % V) * 2 * W));
         b_k[v] = reinterpret_cast<Vec<float>>(odd ? pairs & 0xffff0000u : pairs << 16);
       }
 #pragma GCC unroll 16
@@ -209,11 +250,12 @@ FUSEDLSTM_INLINE void pack_rows_bf16(ptrdiff_t R, ptrdiff_t n, const uint16_t* x
       const uint16_t *even = r < R ? row(r) + j0 : zeros, *odd = r + 1 < R ? row(r + 1) + j0 : zeros;
       uint16_t* pairs = panels + j0 * low_padded(R) + r * kLowPanel;
       if (n - j0 >= kLowPanel) {
-        for (ptrdiff_t j = 0; j < kLowPanel; ++j) pairs[2 * j] = even[j], pairs[2 * j + 1] = odd[j];
+        for (ptrdiff_t j = 0; j < kLowPanel; j += kLanes<float>)
+          store_pairs(pairs + 2 * j, zip(even + j, odd + j));
       } else {
         for (ptrdiff_t j = 0; j < kLowPanel; ++j) {
-          pairs[2 * j] = j < n - j0 ? even[j] : uint16_t(0);
-          pairs[2 * j + 1] = j < n - j0 ? odd[j] : uint16_t(0);
+          pairs[2 * j] = j < n - j0 ? even[j] : static_cast<uint16_t>(0);
+          pairs[2 * j + 1] = j < n - j0 ? odd[j] : static_cast<uint16_t>(0);
         }
       }
     }
@@ -223,13 +265,24 @@ FUSEDLSTM_INLINE void pack_rows_bf16(ptrdiff_t R, ptrdiff_t n, const uint16_t* x
 // Columns [0, n) of R rows of `x` in the order given, to rows of low_padded(R): y[j][r] = x[order[r]][j].
 FUSEDLSTM_INLINE void transpose_bf16(ptrdiff_t R, ptrdiff_t n, const uint16_t* x, ptrdiff_t x_row,
                                      const int32_t* order, uint16_t* y) {
-  const ptrdiff_t y_row = low_padded(R);
-  for (ptrdiff_t r = 0; r < R; ++r) {
-    const uint16_t* row = x + (order ? order[r] : r) * x_row;
-    for (ptrdiff_t j = 0; j < n; ++j) y[j * y_row + r] = row[j];
+  constexpr ptrdiff_t W = kLanes<float>;
+  const ptrdiff_t y_row = low_padded(R), whole = n / W * W;
+  const auto row = [&](ptrdiff_t r) { return x + (order ? order[r] : r) * x_row; };
+  ptrdiff_t r = 0;
+  for (; r + 2 * W <= R; r += 2 * W) {
+    for (ptrdiff_t j = 0; j < whole; j += W) {
+      Vec<float> square[W];
+#pragma GCC unroll 16
+      for (ptrdiff_t i = 0; i < W; ++i) square[i] = zip(row(r + 2 * i) + j, row(r + 2 * i + 1) + j);
+      transpose<float>(square);
+#pragma GCC unroll 16
+      for (ptrdiff_t i = 0; i < W; ++i) store_pairs(y + (j + i) * y_row + r, square[i]);
+    }
+    for (ptrdiff_t i = r; i < r + 2 * W; ++i)
+      for (ptrdiff_t j = whole; j < n; ++j) y[j * y_row + i] = row(i)[j];
   }
-  for (ptrdiff_t j = 0; j < n; ++j)
-    for (ptrdiff_t r = R; r < y_row; ++r) y[j * y_row + r] = 0;
+  for (; r < y_row; ++r)
+    for (ptrdiff_t j = 0; j < n; ++j) y[j * y_row + r] = r < R ? row(r)[j] : static_cast<uint16_t>(0);
 }
 
 // C[m][n] += sum over rows r, in the order given, of A[r][m] B[r][n]: weight gradients. Rows are gathered in

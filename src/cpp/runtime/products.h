@@ -107,16 +107,16 @@ inline void gemm_share(const Bf16Kernels& k, GemmBf16 g, Team& team) {
 
 // The same on int8 operands.
 inline void gemm_share(const Int8Kernels& k, GemmInt8 g, Team& team) {
-  constexpr ptrdiff_t rows_together = 16;
+  constexpr ptrdiff_t rows_together = 64, columns_together = kPieceColumns / 4;  // a sum may be long
   const bool by_rows = g.M >= rows_together * team.threads();
-  const Share rows = by_rows ? share_of(g.M, team.thread(), team.threads(), rows_together) : Share{0, g.M};
+  const Share rows = by_rows ? share_of(g.M, team.thread(), team.threads(), 4) : Share{0, g.M};
   const Share columns = by_rows ? Share{0, g.N} : share_of(g.N, team.thread(), team.threads(), kLowPanel);
   for (ptrdiff_t m = rows.begin; m < rows.end; m += rows_together) {
-    for (ptrdiff_t n = columns.begin; n < columns.end; n += kPieceColumns) {
+    for (ptrdiff_t n = columns.begin; n < columns.end; n += columns_together) {
       const ptrdiff_t at = n / kLowPanel * g.c_panel;
       GemmInt8 piece = g;
       piece.M = std::min(rows_together, rows.end - m);
-      piece.N = std::min(kPieceColumns, columns.end - n);
+      piece.N = std::min(columns_together, columns.end - n);
       piece.a += m * g.a_row;
       piece.b += n / kLowPanel * g.b_panel;
       piece.init += m * g.init_row + at;
