@@ -91,8 +91,12 @@ FUSEDLSTM_INLINE T least(T a, T b) {
   return a < b ? a : b;
 }
 
-// The products of one pair of k for M rows and P panels, by fused multiply-add in float32.
+constexpr ptrdiff_t kDepth = 16 * kLowBlock;  // most k at a time
+
+// The products of one pair of k for M rows and P panels, by fused multiply-add in float32. Rows of A are
+// widened beforehand: each element is needed for every panel.
 struct Widened {
+  using Element = float;
   static constexpr int W = kLanes<float>, V = static_cast<int>(kLowPanel) / W;  // vectors of a panel
 #if defined(FUSEDLSTM_LEVEL_AVX512)
   static constexpr int kRows = 6, kPanels = 4;
@@ -111,7 +115,7 @@ struct Widened {
   }
 
   template <int M, int P>
-  static FUSEDLSTM_INLINE void step(Vec<float> (&acc)[M][P * V], const uint16_t* a, ptrdiff_t a_row,
+  static FUSEDLSTM_INLINE void step(Vec<float> (&acc)[M][P * V], const float* a, ptrdiff_t a_row,
                                     const uint16_t* b, ptrdiff_t b_panel) {
 #pragma GCC unroll 2
     for (int odd = 0; odd < 2; ++odd) {
@@ -124,10 +128,7 @@ struct Widened {
       }
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
-        const uint32_t u = static_cast<uint32_t>(a[m * a_row + odd]) << 16;
-        float a_mk;
-        __builtin_memcpy(&a_mk, &u, 4);
-        const Vec<float> a_all = broadcast<float>(a_mk);
+        const Vec<float> a_all = broadcast<float>(a[m * a_row + odd]);
 #pragma GCC unroll 16
         for (int v = 0; v < P * V; ++v) acc[m][v] = multiply_add(a_all, b_k[v], acc[m][v]);
       }
@@ -135,8 +136,15 @@ struct Widened {
   }
 };
 
+// g with its rows of A in the form that Pair takes.
+template <class Pair>
+struct VectorGemm : GemmBf16 {
+  const typename Pair::Element* elements;
+  ptrdiff_t elements_row;
+};
+
 template <class Pair, int M, int P>
-FUSEDLSTM_INLINE void bf16_tile(const GemmBf16& g) {
+FUSEDLSTM_INLINE void bf16_tile(const VectorGemm<Pair>& g) {
   constexpr int W = kLanes<float>, V = static_cast<int>(kLowPanel) / W;
   Vec<float> acc[M][P * V];
 #pragma GCC unroll 16
@@ -145,9 +153,10 @@ FUSEDLSTM_INLINE void bf16_tile(const GemmBf16& g) {
     for (int v = 0; v < P * V; ++v)
       acc[m][v] = g.init ? load(g.init + m * g.init_row + (v / V) * g.c_panel + (v % V) * W) : Vec<float>{};
   }
-  const uint16_t *a = g.a, *b = g.b;
+  const typename Pair::Element* a = g.elements;
+  const uint16_t* b = g.b;
   for (ptrdiff_t k = 0; k < g.K; k += 2, a += 2, b += 2 * kLowPanel)
-    Pair::template step<M, P>(acc, a, g.a_row, b, g.b_panel);
+    Pair::template step<M, P>(acc, a, g.elements_row, b, g.b_panel);
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 16
@@ -172,37 +181,68 @@ FUSEDLSTM_INLINE GemmBf16 from_panel(GemmBf16 g, ptrdiff_t p) {
   return g;
 }
 
+template <class Pair, int M, int P>
+FUSEDLSTM_INLINE void bf16_tiles_of(VectorGemm<Pair>& g) {
+  for (; g.M >= M; g.elements += M * g.elements_row) {
+    bf16_tile<Pair, M, P>(g);
+    static_cast<GemmBf16&>(g) = from_row(g, M);
+  }
+}
 template <class Pair, int P>
-void bf16_row_tiles(GemmBf16 g) {
-  for (; g.M >= Pair::kRows; g = from_row(g, Pair::kRows)) bf16_tile<Pair, Pair::kRows, P>(g);
-  for (; g.M > 0; g = from_row(g, 1)) bf16_tile<Pair, 1, P>(g);
+void bf16_row_tiles(VectorGemm<Pair> g) {
+  bf16_tiles_of<Pair, Pair::kRows, P>(g);
+  if constexpr (Pair::kRows > 2) bf16_tiles_of<Pair, 2, P>(g);
+  bf16_tiles_of<Pair, 1, P>(g);
+}
+template <class Pair, int P>
+void bf16_single_rows(VectorGemm<Pair> g) {
+  bf16_tiles_of<Pair, 1, P>(g);
 }
 
 // Whole panels by vectors: a group of panels of B stays in the cache while the rows pass by.
 template <class Pair>
 struct ByVectors {
-  static void run(GemmBf16 g) {
-    if (g.M < Pair::kRows)  // few rows: more panels at a time, to hide the latency of the sums
-      for (; g.N >= 2 * Pair::kPanels * kLowPanel; g = from_panel(g, 2 * Pair::kPanels))
-        bf16_few_rows<2 * Pair::kPanels>(g);
-    for (; g.N >= Pair::kPanels * kLowPanel; g = from_panel(g, Pair::kPanels))
-      bf16_row_tiles<Pair, Pair::kPanels>(g);
-    for (; g.N > 0; g = from_panel(g, 1)) bf16_row_tiles<Pair, 1>(g);
+  static void run(const GemmBf16& g) {
+    if constexpr (sizeof(typename Pair::Element) == sizeof(uint16_t)) {
+      run(VectorGemm<Pair>{g, g.a, g.a_row});
+      return;
+    } else {
+      constexpr ptrdiff_t rows = 48;
+      float widened[rows * kDepth];
+      for (GemmBf16 part = g; part.M > 0; part = from_row(part, rows)) {
+        GemmBf16 block = part;
+        block.M = least(part.M, rows);
+        widen(block.M, low_padded(g.K), part.a, part.a_row, widened);
+        run(VectorGemm<Pair>{block, widened, low_padded(g.K)});
+      }
+    }
   }
-  template <int P>
-  static void bf16_few_rows(GemmBf16 g) {
-    for (; g.M > 0; g = from_row(g, 1)) bf16_tile<Pair, 1, P>(g);
+
+ private:
+  static void widen(ptrdiff_t rows, ptrdiff_t n, const uint16_t* x, ptrdiff_t x_row, float* y) {
+    for (ptrdiff_t r = 0; r < rows; ++r, x += x_row, y += n)
+      for (ptrdiff_t k = 0; k < n; ++k) {
+        const uint32_t bits = static_cast<uint32_t>(x[k]) << 16;
+        __builtin_memcpy(y + k, &bits, 4);
+      }
+  }
+  static void run(VectorGemm<Pair> g) {
+    const auto next = [&](ptrdiff_t panels) { static_cast<GemmBf16&>(g) = from_panel(g, panels); };
+    if (g.M < 2)  // more panels at a time, to hide the latency of the sums
+      for (; g.N >= 2 * Pair::kPanels * kLowPanel; next(2 * Pair::kPanels))
+        bf16_single_rows<Pair, 2 * Pair::kPanels>(g);
+    for (; g.N >= Pair::kPanels * kLowPanel; next(Pair::kPanels)) bf16_row_tiles<Pair, Pair::kPanels>(g);
+    for (; g.N > 0; next(1)) bf16_row_tiles<Pair, 1>(g);
   }
 };
 
 // C = init + A B by blocks of k, for which B's panels stay in the cache. `Panels` takes whole panels only.
 template <class Panels>
 void gemm_bf16_blocks(GemmBf16 g) {
-  constexpr ptrdiff_t block = 16 * kLowBlock;
   const ptrdiff_t K = g.K;
   ptrdiff_t k = 0;
   do {
-    g.K = least(block, K - k);
+    g.K = least(kDepth, K - k);
     Panels::run(g);
     k += g.K;
     g.a += g.K;

@@ -6,6 +6,7 @@ namespace fusedlstm {
 namespace {
 
 struct Dot {
+  using Element = uint16_t;
   static constexpr int kRows = 6, kPanels = 4;
 
   template <int M, int P>
