@@ -38,10 +38,11 @@ class Model:
 
     def repack(self) -> Model:
         """The same weights packed for the instruction set chosen now."""
-        return Model(self.lstm, self.flat, self.lstm.pack(self.flat))
+        packed = self.lstm.pack(self.flat, compute_dtype=self.packed.compute_dtype)
+        return Model(self.lstm, self.flat, packed)
 
 
-def model(I, H, L=1, D=1, bias=True, dtype="float32", seed=0) -> Model:
+def model(I, H, L=1, D=1, bias=True, dtype="float32", seed=0, compute_dtype=None) -> Model:
     lstm = _core.LSTM(I, H, num_layers=L, bidirectional=D == 2, bias=bias, dtype=dtype)
     flat = np.zeros(lstm.num_parameters, dtype=dtype)
     rng = np.random.default_rng([seed, I, H, L, D])
@@ -49,7 +50,7 @@ def model(I, H, L=1, D=1, bias=True, dtype="float32", seed=0) -> Model:
         bound = 1.5 / np.sqrt(shape[-1] if len(shape) == 2 else 4)  # gates spread over (0, 1), not saturated
         size = int(np.prod(shape))
         flat[offset : offset + size] = rng.uniform(-bound, bound, size)
-    return Model(lstm, flat, lstm.pack(flat))
+    return Model(lstm, flat, lstm.pack(flat, compute_dtype=compute_dtype))
 
 
 @dataclass

@@ -233,6 +233,19 @@ def test_generate(model_file, capsys):
     assert len(capsys.readouterr().out) == 41
 
 
+def test_compute_dtype_is_an_option(folder, capsys):
+    words = ["text.txt", "-o", "m.safetensors", *SMALL, "--no-progress", "--compute-dtype", "bfloat16"]
+    assert main(["train", *words]) == 0
+    assert LanguageModel.load("m.safetensors").lstm.compute_dtype == "bfloat16"
+    capsys.readouterr()
+    for compute_dtype in ("float32", "bfloat16", "int8"):
+        generate = ["generate", "m.safetensors", "--prompt", "the ", "--length", "9"]
+        assert main([*generate, "--compute-dtype", compute_dtype]) == 0
+        assert len(capsys.readouterr().out) == len("the ") + 9 + 1
+    assert main(["train", *words, "--dtype", "float64"]) == 1
+    assert "compute_dtype 'bfloat16' needs dtype 'float32', got 'float64'" in capsys.readouterr().err
+
+
 def test_a_closed_pipe_is_not_an_error(model_file):
     program = shlex.join(
         [sys.executable, "-m", "fusedlstm", "generate", str(model_file), "--length", "100000"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import pickle
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+from reference import log_softmax
 from tolerances import assert_close
 
 from fusedlstm import LanguageModel, _core
 from fusedlstm.data import Vocabulary
 from fusedlstm.io import FormatError
+from fusedlstm.models.language_model import SCHEMA
 
 TEXT = "the quick brown fox jumps over the lazy dog\n"
 GOLDEN = [3.3629241228103637, 3.3525678634643556, 3.2963664531707764, 3.2903233885765077]
@@ -198,6 +201,85 @@ def test_file_gives_back_every_bit(kind, tied, dtype, tmp_path):
     assert loaded.config() == model.config()
     assert loaded.vocabulary == model.vocabulary
     assert loaded.generate("the ", max_new_tokens=20) == model.generate("the ", max_new_tokens=20)
+
+
+def trained(compute_dtype=None, **options):
+    model = tiny(hidden_size=32, dtype="float32", compute_dtype=compute_dtype)
+    history = model.fit(TEXT * 30, epochs=4, batch_size=4, window=16, lr=0.02, progress=False, **options)
+    return model, history.epochs[-1]["train_loss"]
+
+
+def test_bfloat16_trains_as_float32_does(tmp_path):
+    (full, full_loss), (model, loss) = trained(), trained("bfloat16")
+    assert abs(loss - full_loss) < 0.05 * full_loss
+    assert model.parameters.dtype == np.float32
+    assert abs(model.evaluate(TEXT) - full.evaluate(TEXT)) < 0.05
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    same = LanguageModel.load(path)
+    assert same.lstm.compute_dtype == "bfloat16"
+    assert same.config() == model.config()
+    assert same.evaluate(TEXT) == model.evaluate(TEXT)
+    other = LanguageModel.load(path, compute_dtype="float32")
+    assert other.lstm.compute_dtype is None
+    assert 0 < abs(other.evaluate(TEXT) - model.evaluate(TEXT)) < 0.01
+
+
+@pytest.mark.parametrize("tape", ["half", "lean"])
+def test_bfloat16_with_every_tape(tape):
+    assert abs(trained("bfloat16", tape=tape)[1] - trained("bfloat16")[1]) < 1e-3
+
+
+def test_int8_reads_a_trained_model(tmp_path):
+    model, _ = trained()
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    small = LanguageModel.load(path, compute_dtype="int8")
+    assert 0 < abs(small.evaluate(TEXT) - model.evaluate(TEXT)) < 0.01
+    with pytest.raises(ValueError, match="compute_dtype 'int8' is for inference"):
+        small.fit(TEXT * 9, epochs=1, batch_size=4, window=16, progress=False)
+    with pytest.raises(ValueError, match=r"LanguageModel: compute_dtype 'int8' .* use load"):
+        tiny(dtype="float32", compute_dtype="int8")
+    small.save(path)  # the parameters are still float32, and so is what is saved
+    assert LanguageModel.load(path).evaluate(TEXT) == model.evaluate(TEXT)
+
+
+@pytest.mark.parametrize("compute_dtype", ["bfloat16", "int8"])
+def test_low_precision_generates_what_it_evaluates(isa, threads, compute_dtype):
+    """Tokens, log probabilities and states of the decode loop are those of forward, alone or in a batch."""
+    model, _ = trained()
+    model.lstm.compute_dtype = compute_dtype
+    prompts = ["the quick", "fox", "over the lazy "]
+    texts = model.generate(prompts, max_new_tokens=20, seed=3)
+    for count in (1, 2):
+        threads(count)
+        for number, prompt in enumerate(prompts):
+            assert model.generate(prompt, max_new_tokens=20, seed=3 + number) == texts[number]
+    ids = model.vocabulary.encode(prompts[0])
+    tokens, _, log_probability, h, c = model.decoder.generate(
+        ids, np.array([len(ids)], np.int32), max_new_tokens=9, seeds=np.array([3], np.uint64)
+    )
+    whole = np.concatenate([ids, tokens[0]])[None]
+    y, (h_n, c_n) = model.lstm(whole[:, :-1], embedding=model.embedding)
+    assert np.array_equal(h, h_n)
+    assert np.array_equal(c, c_n)
+    logits = _core.linear_forward(model._output, np.ascontiguousarray(y[0, len(ids) - 1 :]))
+    p = log_softmax(logits.astype(float))[np.arange(9), tokens[0]]
+    assert_close(log_probability[0], p, "log probabilities")
+
+
+def test_files_without_a_compute_dtype_are_read(tmp_path):
+    """Those written before there was one."""
+    model, path = tiny(dtype="float32"), tmp_path / "model.safetensors"
+    model.save(path)
+    tensors = safetensors.numpy.load_file(path)
+    with safetensors.safe_open(path, "np") as file:
+        metadata = file.metadata()
+    config = json.loads(metadata["config"])
+    assert config.pop("compute_dtype", "missing") is None
+    assert SCHEMA.check(config) == config
+    assert LanguageModel(model.vocabulary, **config).config() == model.config()
+    assert set(tensors) == set(model.state_dict())
 
 
 def test_wrong_files_are_refused(tmp_path):

@@ -861,3 +861,22 @@ def test_lstm_tape_modes():
     np.testing.assert_allclose(gradients["full"], gradients["half"], rtol=1e-3, atol=1e-4)
     with pytest.raises(ValueError, match="tape must be 'full', 'half' or 'lean', got 'none'"):
         nn.LSTM(4, 6, tape="none")
+
+
+def test_lstm_compute_dtype(rng):
+    x = rng.standard_normal((2, 4, 3)).astype(np.float32)
+    lstm, full = nn.LSTM(3, 5, compute_dtype="bfloat16"), nn.LSTM(3, 5, compute_dtype="float32")
+    assert (lstm.compute_dtype, full.compute_dtype, nn.LSTM(3, 5).compute_dtype) == ("bfloat16", None, None)
+    y = lstm(x)
+    assert 0 < np.abs(y - full(x)).max() < 0.01
+    lstm.compute_dtype = "int8"  # packs anew
+    assert 0 < np.abs(lstm(x) - full(x)).max() < 0.02
+    assert not np.array_equal(lstm(x), y)
+    with pytest.raises(ValueError, match=r"LSTM.forward: compute_dtype 'int8' is for inference"):
+        lstm.forward(x)
+    lstm.compute_dtype = None
+    assert np.array_equal(lstm(x), full(x))
+    with pytest.raises(ValueError, match="compute_dtype must be 'float32', 'bfloat16' or 'int8', got 'half'"):
+        lstm.compute_dtype = "half"
+    with pytest.raises(ValueError, match="compute_dtype 'bfloat16' needs dtype 'float32', got 'float64'"):
+        nn.LSTM(3, 5, dtype="float64", compute_dtype="bfloat16")

@@ -85,6 +85,16 @@ const fusedlstm::Kernels<T>& table_of(const fusedlstm::Level& level) {
 // Compare every kernel of the level with a scalar reference; adds to `failures`.
 void test_kernels(const fusedlstm::Level& level);
 
+// The same for its bfloat16 products.
+void test_bf16(const fusedlstm::Level& level);
+
+// int8 products of one table.
+void test_int8(const std::string& name, const fusedlstm::Int8Kernels& kernels);
+
+// Whole LSTMs in bfloat16 against those of a level without instructions for it, for 1 and max_threads
+// threads.
+void test_lstm_bf16(const fusedlstm::Level& level, const fusedlstm::Level& widening, int max_threads);
+
 // One line per type and problem with the hash of its outputs and gradients; adds to `failures` if the number
 // of threads (1 or max_threads) changes it.
 void test_lstm(const fusedlstm::Level& level, int max_threads, std::vector<std::string>* hashes);

@@ -2,6 +2,8 @@
 // N sequences, T steps, I inputs, H hidden units, L layers, D directions, V token ids.
 #include "lstm/lstm.h"
 
+#include <algorithm>
+
 #include "check.h"
 #include "runtime/threads.h"
 
@@ -74,6 +76,30 @@ void run(const Problem& p, Hash* hash) {
     hash->add(*values_of);
 }
 
+// Training in bfloat16 at a level that may have to be emulated: the layout of the packed weights is the same
+// on all AVX-512 levels. Outputs and gradients of `threads` threads.
+std::vector<std::vector<float>> run_bf16(const Problem& p, const Level& level, int threads) {
+  set_num_threads(threads);
+  const LstmShape shape{p.I, p.H, p.L, p.bidirectional, true};
+  Values values(static_cast<uint32_t>(p.N * 1000 + p.T));
+  const auto parameters = values.vector<float>(parameter_count(shape));
+  const auto x = values.vector<float>(p.N * p.T * p.I),
+             dy = values.vector<float>(p.N * p.T * shape.outputs());
+  std::vector<int32_t> lengths = integers(p.N, static_cast<int32_t>(p.T + 1), 3);
+  const int32_t* const given_lengths = p.ragged ? lengths.data() : nullptr;
+  auto packed = pack_weights<float>(shape, parameters.data(), true, Compute::kBfloat16);
+  packed.level = &level;
+  const ptrdiff_t states = p.L * shape.directions() * p.N * p.H;
+  std::vector<float> y(dy.size()), h_n(static_cast<size_t>(states)), c_n(h_n), dh0(h_n), dc0(h_n),
+      dx(x.size());
+  const auto tape = lstm_forward_tape<float>(packed, p.N, p.T, given_lengths, {.x = x.data()}, {}, 0.0f, 0,
+                                             TapeMode::kFull, {y.data(), h_n.data(), c_n.data()}, nullptr);
+  std::vector<float> gradients(parameters.size());
+  lstm_backward<float>(packed, *tape, dy.data(), nullptr, nullptr,
+                       {gradients.data(), nullptr, dx.data(), dh0.data(), dc0.data()}, nullptr);
+  return {y, h_n, c_n, gradients, dx, dh0, dc0};
+}
+
 template <class T>
 void test_type(const Level& level, int max_threads, std::vector<std::string>* hashes) {
   for (const Problem& p : kProblems) {
@@ -93,6 +119,26 @@ void test_type(const Level& level, int max_threads, std::vector<std::string>* ha
 }
 
 }  // namespace
+
+void test_lstm_bf16(const Level& level, const Level& widening, int max_threads) {
+  for (const Problem& p : {kProblems[0], kProblems[1]}) {
+    const auto one = run_bf16(p, level, 1), more = run_bf16(p, level, max_threads),
+               widened = run_bf16(p, widening, 1);
+    double error = 0;
+    bool same = true;
+    for (size_t k = 0; k < one.size(); ++k) {
+      same = same && same_bits(one[k], more[k]);
+      double largest = 1;
+      for (const float value : widened[k]) largest = std::max(largest, std::abs(static_cast<double>(value)));
+      for (size_t j = 0; j < one[k].size(); ++j)
+        error = std::max(error, std::abs(static_cast<double>(one[k][j] - widened[k][j])) / largest);
+    }
+    const std::string what = std::string(level.name) + " bf16 " + p.name;
+    expect(same, what + ": " + std::to_string(max_threads) + " threads compute other bits than one");
+    // another order of the same sums; an h or dA near the middle of two bfloat16 numbers may go the other way
+    expect(error < 5e-3, what + ": differs by " + std::to_string(error) + " from the widening products");
+  }
+}
 
 void test_lstm(const Level& level, int max_threads, std::vector<std::string>* hashes) {
   test_type<float>(level, max_threads, hashes);

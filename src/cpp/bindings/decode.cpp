@@ -65,6 +65,7 @@ py::tuple generate(const PyDecoder& self, const py::object& prompts_arg, const p
         const Dims state{{"L", shape.num_layers}, {"N", N}, {"H", shape.hidden_size}};
         const auto h0 = optional_view<const T>(h0_arg, function, "h0", state);
         const auto c0 = optional_view<const T>(c0_arg, function, "c0", state);
+        check_hidden(decoder->lstm(), h0, function);
         std::function<void(const int32_t*)> callback;
         if (!on_tokens.is_none()) {
           if (!PyCallable_Check(on_tokens.ptr()))

@@ -1,5 +1,7 @@
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "bindings/objects.h"
 
 namespace fusedlstm {
@@ -26,6 +28,33 @@ std::string describe(const PyLSTM& l) {
          ", num_layers=" + std::to_string(l.shape.num_layers) +
          (l.shape.bidirectional ? ", bidirectional=True" : "") + (l.shape.bias ? "" : ", bias=False") +
          ", dtype='" + type_name(l.type) + "')";
+}
+
+Compute parse_compute(const std::string& name, const PyLSTM& lstm, bool backward) {
+  if (name == type_name(lstm.type)) return Compute::kFull;
+  if (name == "bfloat16" && lstm.type == Type::kFloat32) return Compute::kBfloat16;
+  if (name == "int8" && lstm.type == Type::kFloat32) {
+    require(!backward, "LSTM.pack", "compute_dtype 'int8' is for inference: backward must be False");
+    const ptrdiff_t most = std::max(lstm.shape.input_size, lstm.shape.outputs());
+    require(most <= kInt8MostTerms, "LSTM.pack",
+            "compute_dtype 'int8' adds up to " + std::to_string(kInt8MostTerms) +
+                " products, got inputs of " + std::to_string(most));
+    return Compute::kInt8;
+  }
+  throw py::value_error(
+      "LSTM.pack: compute_dtype must be " +
+      std::string(lstm.type == Type::kFloat32 ? "'float32', 'bfloat16' or 'int8'" : "'float64'") + " for a " +
+      type_name(lstm.type) + " LSTM, got '" + name + "'");
+}
+const char* compute_name(const PyPackedLSTM& packed) {
+  switch (std::visit([](const auto& w) { return w->compute; }, packed.weights)) {
+    case Compute::kBfloat16:
+      return "bfloat16";
+    case Compute::kInt8:
+      return "int8";
+    default:
+      return type_name(packed.lstm.type);
+  }
 }
 
 // The arguments that forward has with and without a tape.
@@ -93,6 +122,7 @@ py::tuple forward(const PyPackedLSTM& packed, const py::object& x, const py::obj
   return with_type(packed.lstm.type, [&](auto zero) -> py::tuple {
     using T = decltype(zero);
     const ForwardArguments<T> a("lstm_forward", packed.lstm.shape, x, h0, c0, lengths, embedding);
+    check_hidden(*packed.get<T>(), a.h0, a.function);
     ForwardResult<T> result(a);
     const LstmOutputs<T> out = result.pointers();
     without_gil([&] {
@@ -114,6 +144,8 @@ py::tuple forward_tape(const PyPackedLSTM& packed, const py::object& x, const py
                        const py::object& c0, const py::object& lengths, const py::object& embedding,
                        double dropout, uint64_t seed, const std::string& mode_name) {
   const TapeMode mode = tape_mode(mode_name);
+  require(std::string(compute_name(packed)) != "int8", "lstm_forward_tape",
+          "packed must be for training, got int8 weights, which are for inference");
   return with_type(packed.lstm.type, [&](auto zero) -> py::tuple {
     using T = decltype(zero);
     const ForwardArguments<T> a("lstm_forward_tape", packed.lstm.shape, x, h0, c0, lengths, embedding);
@@ -178,6 +210,9 @@ template <class T>
 void require_single_layer(const PyPackedLSTM& packed, const char* function) {
   require(packed.lstm.shape.num_layers == 1 && !packed.lstm.shape.bidirectional, function,
           "packed must have one layer and one direction, got " + describe(packed.lstm));
+  require(packed.get<T>()->compute == Compute::kFull, function,
+          std::string("packed must be packed for ") + type_name(packed.lstm.type) + ", got " +
+              compute_name(packed));
 }
 
 py::tuple cell_forward(const PyPackedLSTM& packed, const py::object& x_arg, const py::object& h_arg,
@@ -311,26 +346,31 @@ void bind_lstm(py::module_& m) {
   });
   lstm.def(
       "pack",
-      [](const PyLSTM& l, const py::object& parameters_arg, bool backward_too) {
+      [](const PyLSTM& l, const py::object& parameters_arg, bool backward_too,
+         const std::optional<std::string>& compute_dtype) {
+        const Compute compute =
+            compute_dtype ? parse_compute(*compute_dtype, l, backward_too) : Compute::kFull;
         return with_type(l.type, [&](auto zero) {
           using T = decltype(zero);
           const auto parameters = view<const T>(parameters_arg, "LSTM.pack", "parameters",
                                                 {{"parameters", parameter_count(l.shape)}});
           std::shared_ptr<const PackedWeights<T>> weights;
           without_gil([&] {
-            weights =
-                std::make_shared<PackedWeights<T>>(pack_weights<T>(l.shape, parameters.data, backward_too));
+            weights = std::make_shared<PackedWeights<T>>(
+                pack_weights<T>(l.shape, parameters.data, backward_too, compute));
           });
           return PyPackedLSTM{l, weights};
         });
       },
-      py::arg("parameters"), py::kw_only(), py::arg("backward") = true);
+      py::arg("parameters"), py::kw_only(), py::arg("backward") = true,
+      py::arg("compute_dtype") = py::none());
   lstm.def("__repr__", &describe);
 
   packed.def_property_readonly("lstm", [](const PyPackedLSTM& p) { return p.lstm; });
   packed.def_property_readonly("isa", [](const PyPackedLSTM& p) {
     return std::visit([](const auto& w) { return std::string(w->level->name); }, p.weights);
   });
+  packed.def_property_readonly("compute_dtype", &compute_name);
   packed.def_property_readonly("nbytes", [](const PyPackedLSTM& p) {
     return std::visit([](const auto& w) { return w->bytes(); }, p.weights);
   });

@@ -1,6 +1,7 @@
 // Python's objects that hold native state, for float32 or float64.
 #pragma once
 
+#include <cmath>
 #include <memory>
 #include <variant>
 
@@ -33,6 +34,15 @@ struct PyPackedLSTM {
     return std::get<std::shared_ptr<const PackedWeights<T>>>(weights);
   }
 };
+
+// int8 weights take hidden states in steps of 1/127 of [-1, 1].
+template <class T>
+void check_hidden(const PackedWeights<T>& weights, const View<const T>& h0, const char* function) {
+  for (ptrdiff_t j = 0; weights.compute == Compute::kInt8 && h0.data && j < h0.size(); ++j)
+    require(std::abs(h0.data[j]) <= 1, function,
+            "h0 must lie in [-1, 1] with int8 weights, got " + std::to_string(h0.data[j]) + " at position " +
+                std::to_string(j));
+}
 
 struct PyTape {
   std::variant<std::unique_ptr<Tape<float>>, std::unique_ptr<Tape<double>>> tape;

@@ -1,6 +1,7 @@
 #include "decode/generate.h"
 
 #include <algorithm>
+#include <type_traits>
 #include <utility>
 
 #include "lstm/split.h"
@@ -17,20 +18,38 @@ LanguageModelDecoder<T>::LanguageModelDecoder(std::shared_ptr<const PackedWeight
       table_(output_->outputs * 4 * lstm_->shape.hidden_padded()) {
   std::copy(embedding, embedding + embedding_.size(), embedding_.data());
   const PackedLayer<T>& first = lstm_->layers[0];
+  LowRows low_x(lstm_->compute, low() ? vocabulary() : 0, first.inputs);
   run_job(0, nullptr, [&](Team& team) {
-    gemm_share<T>(lstm_->kernels(),
-                  {.M = vocabulary(),
-                   .N = first.bias.size(),
-                   .K = first.inputs,
-                   .a = embedding_.data(),
-                   .a_row = first.inputs,
-                   .b = first.input.data(),
-                   .init = first.bias.data(),
-                   .init_row = 0,
-                   .c = table_.data(),
-                   .c_row = first.bias.size()},
-                  team);
+    if constexpr (std::is_same_v<T, float>) {
+      if (low()) {
+        low_x.round_share(*lstm_->level, vocabulary(), embedding_.data(), first.inputs, false, team);
+        team.barrier();
+      }
+    }
+    input_share(team, 0, vocabulary(), {embedding_.data(), first.inputs}, low_x, table_.data());
   });
+}
+
+// out (M, 4 H_pad) = W x + b of one layer
+template <class T>
+void LanguageModelDecoder<T>::input_share(Team& team, ptrdiff_t layer, ptrdiff_t M, MatrixRows<T> x,
+                                          const LowRows& low_x, T* out) const {
+  const PackedLayer<T>& packed = lstm_->layers[static_cast<size_t>(layer)];
+  const ptrdiff_t columns = packed.bias.size();
+  if constexpr (std::is_same_v<T, float>)
+    if (low()) return low_input_share(*lstm_->level, packed, low_x, M, layer > 0, out, columns, team);
+  gemm_share<T>(lstm_->kernels(),
+                {.M = M,
+                 .N = columns,
+                 .K = packed.inputs,
+                 .a = x.data,
+                 .a_row = x.pitch,
+                 .b = packed.input.data(),
+                 .init = packed.bias.data(),
+                 .init_row = 0,
+                 .c = out,
+                 .c_row = columns},
+                team);
 }
 
 // Row j of every matrix belongs to sequence id[j]. A sequence that ends gives its row to the last one, so
@@ -39,12 +58,13 @@ template <class T>
 struct LanguageModelDecoder<T>::Live {
   ptrdiff_t L, H, pitch, gates_pitch;
   std::vector<ptrdiff_t> id;
-  std::vector<int32_t> token;           // fed next
-  std::vector<Buffer<T>> h, h_next, c;  // by layer: (N, H_pad)
-  Buffer<T> gates;                      // (N, 4 H_pad): W x + b of the layer at hand
-  Buffer<T> logits;                     // (N, V)
+  std::vector<int32_t> token;              // fed next
+  std::vector<Buffer<T>> h, h_next, c;     // by layer: (N, H_pad)
+  std::vector<LowRows> low_h, low_h_next;  // by layer, in low precision
+  Buffer<T> gates;                         // (N, 4 H_pad): W x + b of the layer at hand
+  Buffer<T> logits;                        // (N, V)
 
-  Live(const LstmShape& shape, ptrdiff_t N, ptrdiff_t V)
+  Live(const LstmShape& shape, Compute compute, ptrdiff_t N, ptrdiff_t V)
       : L(shape.num_layers),
         H(shape.hidden_size),
         pitch(row_pitch<T>(shape.hidden_size)),
@@ -53,8 +73,11 @@ struct LanguageModelDecoder<T>::Live {
         gates(N * gates_pitch),
         logits(N * V) {
     for (ptrdiff_t j = 0; j < N; ++j) id.push_back(j);
-    for (ptrdiff_t layer = 0; layer < L; ++layer)
+    for (ptrdiff_t layer = 0; layer < L; ++layer) {
       for (std::vector<Buffer<T>>* state : {&h, &h_next, &c}) state->push_back(Buffer<T>::zeros(N * pitch));
+      for (std::vector<LowRows>* state : {&low_h, &low_h_next})
+        state->emplace_back(compute, compute == Compute::kFull ? 0 : N, H);
+    }
   }
   ptrdiff_t count() const { return static_cast<ptrdiff_t>(id.size()); }
 
@@ -73,6 +96,7 @@ struct LanguageModelDecoder<T>::Live {
     for (std::vector<Buffer<T>>* state : {&h, &c})
       for (Buffer<T>& rows : *state)
         std::copy(rows.data() + last * pitch, rows.data() + last * pitch + H, rows.data() + j * pitch);
+    for (LowRows& rows : low_h) rows.copy_row(last, j);
     id[static_cast<size_t>(j)] = id.back();
     token[static_cast<size_t>(j)] = token[static_cast<size_t>(last)];
     id.pop_back();
@@ -100,6 +124,9 @@ void LanguageModelDecoder<T>::prefill(const Request& request, Live& live, const 
       std::copy(c_n.data() + from, c_n.data() + from + live.H,
                 live.c[static_cast<size_t>(layer)].data() + b * live.pitch);
     }
+    const size_t l = static_cast<size_t>(layer);
+    if constexpr (std::is_same_v<T, float>)
+      if (low()) live.low_h[l].round(*lstm_->level, 0, N, live.h[l].data(), live.pitch, true);
   }
   linear_forward<T>(*output_, N, h_n.data() + (live.L - 1) * N * live.H, live.logits.data(), poll);
 }
@@ -110,7 +137,8 @@ template <class T>
 void LanguageModelDecoder<T>::layers_share(Team& team, Live& live) const {
   const Kernels<T>& k = lstm_->kernels();
   const ptrdiff_t M = live.count(), H_pad = lstm_->shape.hidden_padded();
-  const Share units = share_of(H_pad, team.thread(), team.threads(), 2 * k.lanes);
+  const Share units =
+      share_of(H_pad, team.thread(), team.threads(), low() ? kLowPanel : ptrdiff_t{2} * k.lanes);
   for (ptrdiff_t layer = 0; layer < live.L; ++layer) {
     const size_t l = static_cast<size_t>(layer);
     const PackedLayer<T>& packed = lstm_->layers[l];
@@ -125,38 +153,35 @@ void LanguageModelDecoder<T>::layers_share(Team& team, Live& live) const {
       }
       team.barrier();
     } else {
-      gemm_share<T>(k,
-                    {.M = M,
-                     .N = live.gates_pitch,
-                     .K = packed.inputs,
-                     .a = live.h[l - 1].data(),
-                     .a_row = live.pitch,
-                     .b = packed.input.data(),
-                     .init = packed.bias.data(),
-                     .init_row = 0,
-                     .c = live.gates.data(),
-                     .c_row = live.gates_pitch},
-                    team);
+      input_share(team, layer, M, {live.h[l - 1].data(), live.pitch}, live.low_h[l - 1], live.gates.data());
       team.barrier();
     }
-    k.cell_forward({.M = M,
-                    .H = live.H,
-                    .H_pad = H_pad,
-                    .unit_begin = units.begin,
-                    .unit_end = units.end,
-                    .h_prev = live.h[l].data(),
-                    .h_row = live.pitch,
-                    .recurrent = packed.recurrent.data(),
-                    .input = input,
-                    .input_row = live.gates_pitch,
-                    .gates = nullptr,
-                    .gates_row = 0,
-                    .c_prev = live.c[l].data(),
-                    .c = live.c[l].data(),
-                    .c_row = live.pitch,
-                    .h = live.h_next[l].data()});
+    const CellForward<T> step{.M = M,
+                              .H = live.H,
+                              .H_pad = H_pad,
+                              .unit_begin = units.begin,
+                              .unit_end = units.end,
+                              .h_prev = live.h[l].data(),
+                              .h_row = live.pitch,
+                              .recurrent = packed.recurrent.data(),
+                              .input = input,
+                              .input_row = live.gates_pitch,
+                              .gates = nullptr,
+                              .gates_row = 0,
+                              .c_prev = live.c[l].data(),
+                              .c = live.c[l].data(),
+                              .c_row = live.pitch,
+                              .h = live.h_next[l].data()};
+    if (!low())
+      k.cell_forward(step);
+    else if constexpr (std::is_same_v<T, float>)
+      low_cell_forward(*lstm_->level, packed, step, live.gates.data(), live.gates_pitch, live.low_h[l],
+                       live.low_h_next[l], 0, 1);
     team.barrier();
-    if (team.thread() == 0) std::swap(live.h[l], live.h_next[l]);
+    if (team.thread() == 0) {
+      std::swap(live.h[l], live.h_next[l]);
+      std::swap(live.low_h[l], live.low_h_next[l]);
+    }
     team.barrier();
   }
   gemm_share<T>(k,
@@ -181,7 +206,7 @@ void LanguageModelDecoder<T>::generate(const Request& request, const Result& res
   std::fill(result.log_probability, result.log_probability + N * most, T(0));
   std::fill(result.lengths, result.lengths + N, 0);
   if (N == 0) return;
-  Live live(lstm_->shape, N, V);
+  Live live(lstm_->shape, lstm_->compute, N, V);
   prefill(request, live, poll);
   Sampler<T> sampler(lstm_->kernels(), V, request.sampling);
   std::vector<int32_t> step_tokens(static_cast<size_t>(N));

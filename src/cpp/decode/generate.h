@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "decode/sampler.h"
+#include "lstm/low_precision.h"
 #include "lstm/lstm.h"
 #include "ops/ops.h"
 
@@ -19,6 +20,7 @@ class LanguageModelDecoder {
   LanguageModelDecoder(std::shared_ptr<const PackedWeights<T>> lstm, const T* embedding,
                        std::shared_ptr<const PackedLinear<T>> output);
 
+  const PackedWeights<T>& lstm() const { return *lstm_; }
   const LstmShape& shape() const { return lstm_->shape; }
   ptrdiff_t vocabulary() const { return output_->outputs; }
   size_t bytes() const { return lstm_->bytes() + output_->bytes() + table_.bytes() + embedding_.bytes(); }
@@ -45,6 +47,9 @@ class LanguageModelDecoder {
 
  private:
   struct Live;  // the sequences still running
+  bool low() const { return lstm_->compute != Compute::kFull; }
+  void input_share(Team& team, ptrdiff_t layer, ptrdiff_t M, MatrixRows<T> x, const LowRows& low_x,
+                   T* out) const;
   void prefill(const Request& request, Live& live, const Poll& poll) const;
   void layers_share(Team& team, Live& live) const;
 

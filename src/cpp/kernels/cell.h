@@ -64,7 +64,7 @@ void cell_tile(const CellForward<T>& s, ptrdiff_t m0, ptrdiff_t u) {
     for (int v = 0; v < Blocks * 4; ++v)
       store<T>(a + (m * Blocks * 4 + v) * W,
                load(s.input + (m0 + m) * s.input_row + (v % 4) * s.H_pad + u + (v / 4) * W));
-  for (int panel = 0; panel < 2 * Blocks; panel += P) {
+  for (int panel = 0; s.recurrent && panel < 2 * Blocks; panel += P) {
     T* part = a + panel * kPanel<T>;
     tile<T, M, P, LayoutA::kRows>(s.H, s.h_prev + m0 * s.h_row, s.h_row,
                                   s.recurrent + u * 4 * s.H + panel * s.H * kPanel<T>, s.H * kPanel<T>, part,

@@ -1,8 +1,10 @@
 // The kernel table of one instruction set. Compiled once per level; the build defines FUSEDLSTM_LEVEL (its
 // name) and FUSEDLSTM_LEVEL_<NAME>.
+#include "kernels/bf16.h"
 #include "kernels/cell.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
+#include "kernels/int8.h"
 
 #define FUSEDLSTM_JOIN_(a, b) a##b
 #define FUSEDLSTM_JOIN(a, b) FUSEDLSTM_JOIN_(a, b)
@@ -47,6 +49,7 @@ constexpr Kernels<T> kernels() {
 
 extern const Level FUSEDLSTM_JOIN(level_, FUSEDLSTM_LEVEL);
 const Level FUSEDLSTM_JOIN(level_, FUSEDLSTM_LEVEL) = {FUSEDLSTM_TEXT(FUSEDLSTM_LEVEL), kernels<float>(),
-                                                       kernels<double>()};
+                                                       kernels<double>(), bf16_kernels<ByVectors<Widened>>(),
+                                                       int8_kernels()};
 
 }  // namespace fusedlstm

@@ -44,6 +44,88 @@ inline ptrdiff_t transposed_scratch(ptrdiff_t N, ptrdiff_t panel) {
   return kReductionBlock * ((N + panel - 1) / panel * panel + kReductionColumns);
 }
 
+// bfloat16 is the upper half of a float32, held as uint16_t. Rows of a bfloat16 matrix are zero from their
+// length to the next multiple of kLowBlock, and start on an address that is a multiple of 4 bytes.
+constexpr ptrdiff_t kLowBlock = 32;
+constexpr ptrdiff_t kLowPanel = 16;  // columns of a packed panel
+constexpr ptrdiff_t low_padded(ptrdiff_t n) { return (n + kLowBlock - 1) / kLowBlock * kLowBlock; }
+inline ptrdiff_t low_packed_size(ptrdiff_t K, ptrdiff_t N) {
+  return low_padded(K) * ((N + kLowPanel - 1) / kLowPanel * kLowPanel);
+}
+
+// C (M, N) = init (M, N) + A (M, K) B (K, N) with bfloat16 A and B and float32 init and C.
+struct GemmBf16 {
+  ptrdiff_t M, N, K;
+  const uint16_t* a;
+  ptrdiff_t a_row;
+  const uint16_t*
+      b;  // panels of kLowPanel columns, each [k/2][column][2], padded with zeros to low_padded(K)
+  ptrdiff_t b_panel;   // elements from one panel to the next
+  const float* init;   // null means 0
+  ptrdiff_t init_row;  // 0: the same for every row
+  float* c;
+  ptrdiff_t c_row;
+  ptrdiff_t c_panel = kLowPanel;  // elements from one panel of C, and of init, to the next
+};
+
+// C (M, N) += A^T B over R rows of bfloat16, in the order of a_rows, b_rows (null: 0, 1, 2 ...).
+struct GemmTransposedBf16 {
+  ptrdiff_t M, N, R;
+  const uint16_t* a;
+  ptrdiff_t a_row;
+  const int32_t* a_rows;
+  const uint16_t* b;
+  ptrdiff_t b_row;
+  const int32_t* b_rows;
+  float* c;
+  ptrdiff_t c_row;
+  uint16_t* scratch;  // transposed_scratch_bf16(N) elements
+};
+constexpr ptrdiff_t kReductionColumnsBf16 = 64;
+inline ptrdiff_t transposed_scratch_bf16(ptrdiff_t N) {
+  return low_packed_size(kReductionBlock, N) + kReductionBlock * kReductionColumnsBf16;
+}
+
+struct Bf16Kernels {
+  // y (rows, padded) = x (rows, n) rounded to nearest even, and zeros from n on
+  void (*round_rows)(ptrdiff_t rows, ptrdiff_t n, ptrdiff_t padded, const float* x, ptrdiff_t x_row,
+                     uint16_t* y, ptrdiff_t y_row);
+  // B[k][n] = source[k * k_stride + n * n_stride], rounded, to panels
+  void (*pack)(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t k_stride, ptrdiff_t n_stride,
+               uint16_t* panels);
+  void (*gemm)(const GemmBf16&);
+  void (*gemm_transposed)(const GemmTransposedBf16&);
+};
+
+// C (M, N) = init + column_scale * (row_scale * (A B)) with int8 A and B and sums exact in int32; N a
+// multiple of kLowPanel.
+struct GemmInt8 {
+  ptrdiff_t M, N, K;
+  const int8_t* a;  // rows as those of bfloat16
+  ptrdiff_t a_row;
+  const int8_t* b;    // packed panels
+  ptrdiff_t b_panel;  // elements from one to the next
+  const float* init;
+  ptrdiff_t init_row;
+  float* c;
+  ptrdiff_t c_row;
+  const float* column_scale;
+  const float* row_scale = nullptr;  // null: 1
+  ptrdiff_t c_panel = kLowPanel;     // elements from one panel of C, init and column_scale to the next
+};
+constexpr ptrdiff_t int8_panel(ptrdiff_t K) { return low_padded(K) * kLowPanel + 4 * kLowPanel; }
+constexpr ptrdiff_t kInt8MostTerms = 1 << 16;  // of a sum: 255 * 127 * 2^16 < 2^31
+
+struct Int8Kernels {
+  // y = x / scale rounded to nearest even; scale = max |x| / 127 of each row, or 1 / 127 where scales is null
+  void (*quantise_rows)(ptrdiff_t rows, ptrdiff_t n, ptrdiff_t padded, const float* x, ptrdiff_t x_row,
+                        int8_t* y, ptrdiff_t y_row, float* scales);
+  // B[k][n] = source[k * k_stride + n * n_stride] / scales[n] to panels, with scales as above for each column
+  void (*pack)(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t k_stride, ptrdiff_t n_stride,
+               int8_t* panels, float* scales);
+  void (*gemm)(const GemmInt8&);
+};
+
 // One step of M rows and the unit blocks [unit_begin, unit_end) (multiples of lanes) of a layer of H units.
 // Gate rows are [4][H_pad], gates in the order i f g o.
 template <class T>
@@ -51,7 +133,7 @@ struct CellForward {
   ptrdiff_t M, H, H_pad, unit_begin, unit_end;
   const T* h_prev;  // (M, H), h_row apart
   ptrdiff_t h_row;
-  const T* recurrent;  // packed by pack_recurrent
+  const T* recurrent;  // packed by pack_recurrent; null: `input` holds the whole sum
   const T* input;      // (M, 4, H_pad): W x + b
   ptrdiff_t input_row;
   T* gates;  // (M, 4, H_pad) or null; may be `input` itself
@@ -140,6 +222,8 @@ struct Level {
   const char* name;
   Kernels<float> f32;
   Kernels<double> f64;
+  Bf16Kernels bf16;
+  Int8Kernels int8;
 };
 
 }  // namespace fusedlstm

@@ -7,6 +7,7 @@
 // The sums over rows go from the last step to the first, within a step by slot. dx is assigned, weight
 // gradients added to.
 #include <algorithm>
+#include <type_traits>
 
 #include "lstm/layer_input.h"
 #include "lstm/lstm.h"
@@ -16,8 +17,8 @@
 namespace fusedlstm {
 namespace {
 
-// The order in which sums over the rows of a chunk are made: its rows, counted from its first, and the states
-// before them.
+// The order in which sums over the rows of a chunk are made: its rows and the states before them, both
+// counted from the first.
 struct ReductionOrder {
   std::vector<int32_t> row, state_before;
 
@@ -25,7 +26,7 @@ struct ReductionOrder {
     for (ptrdiff_t s = end - 1; s >= begin; --s) {
       for (ptrdiff_t slot = 0; slot < rows.active(s); ++slot) {
         row.push_back(static_cast<int32_t>(rows.start(s) - rows.start(begin) + slot));
-        state_before.push_back(static_cast<int32_t>(rows.state_before(s) + slot));
+        state_before.push_back(static_cast<int32_t>(rows.state_before(s) - rows.state_before(begin) + slot));
       }
     }
   }
@@ -51,7 +52,8 @@ template <class T>
 class LayerBackward {
  public:
   LayerBackward(const PackedWeights<T>& w, Tape<T>& tape, ptrdiff_t layer, ptrdiff_t direction, int threads)
-      : tape_(tape),
+      : w_(w),
+        tape_(tape),
         rows_(tape.rows),
         k_(w.kernels()),
         shape_(tape.shape),
@@ -69,8 +71,14 @@ class LayerBackward {
         c_(tape.mode == TapeMode::kLean ? (rows_.batch() + tape.chunks.most_rows()) * pitch_ : 0) {
     const ptrdiff_t distinct = static_cast<ptrdiff_t>(tape.tokens.distinct.size());
     if (input_.by_token()) d_table_ = Buffer<T>::zeros(distinct * gates_pitch_);
-    for (int t = 0; t < threads; ++t)
-      scratch_.emplace_back(transposed_scratch(std::max(packed_.inputs, shape_.hidden_size), k_.panel));
+    const ptrdiff_t columns = std::max(packed_.inputs, shape_.hidden_size);
+    for (int t = 0; t < threads; ++t) {
+      scratch_.emplace_back(bf16() ? 0 : transposed_scratch(columns, k_.panel));
+      scratch16_.emplace_back(bf16() ? transposed_scratch_bf16(columns) : 0);
+    }
+    if (!bf16()) return;
+    dA16_ = Buffer<uint16_t>(std::max(tape.chunks.most_rows(), distinct) * dA16_pitch());
+    h16_ = Buffer<uint16_t>((rows_.batch() + tape.chunks.most_rows()) * h16_pitch());
   }
 
   // dy: (P, H_pad) in this direction's order of steps, or null; dh and dc (N, H_pad) of the final states
@@ -88,14 +96,16 @@ class LayerBackward {
         steps(team, here, dy, dh, dc);
         team.barrier();
         products(team, here, orders[static_cast<size_t>(chunk)], gradients.parameters, dX);
-        if (tape_.mode != TapeMode::kFull) team.barrier();  // the next chunk takes the same buffers
+        if (tape_.mode != TapeMode::kFull || bf16()) team.barrier();  // the next chunk takes the same buffers
       }
       if (!input_.by_token()) return;
       team.barrier();
-      const WeightGradients<T> weights{k_, shape_.hidden_size, H_pad_, d_table_.data(), gates_pitch_};
-      weights.product_share(team, distinct, nullptr, tape_.tokens.embedded.data(),
-                            row_pitch<T>(packed_.inputs), nullptr, packed_.inputs,
-                            gradients.parameters + offset_.weight_ih, scratch(team));
+      if constexpr (std::is_same_v<T, float>)
+        if (bf16())
+          round_rows_share(w_.level->bf16, distinct, 4 * H_pad_, d_table_.data(), gates_pitch_, dA16_.data(),
+                           dA16_pitch(), team);
+      input_weight_gradient_share(team, distinct, nullptr, d_table_.data(), input_.embedded(),
+                                  gradients.parameters);
       if (d_embedded.size())
         input_gradient_share(team, distinct, d_table_.data(), d_embedded.data(), packed_.inputs);
     });
@@ -108,7 +118,21 @@ class LayerBackward {
   }
 
  private:
+  bool bf16() const { return w_.compute == Compute::kBfloat16; }
+  ptrdiff_t dA16_pitch() const { return low_pitch(4 * H_pad_); }
+  ptrdiff_t h16_pitch() const { return low_pitch(shape_.hidden_size); }
   T* scratch(const Team& team) { return scratch_[static_cast<size_t>(team.thread())].data(); }
+  uint16_t* scratch16(const Team& team) { return scratch16_[static_cast<size_t>(team.thread())].data(); }
+
+  // The h before every row of a chunk, in bfloat16; waits for all threads.
+  void round_states(Team& team, ptrdiff_t begin, ptrdiff_t end) {
+    const ptrdiff_t first = rows_.state_before(begin);
+    if constexpr (std::is_same_v<T, float>)
+      round_rows_share(w_.level->bf16, rows_.state_before(end - 1) + rows_.active(end - 1) - first,
+                       shape_.hidden_size, own_.h.data() + first * pitch_, pitch_, h16_.data(), h16_pitch(),
+                       team);
+    team.barrier();
+  }
 
   // The gates and c of a chunk, as forward left them or made again.
   ChunkTape<T> restore(Team& team, ptrdiff_t chunk) {
@@ -146,10 +170,11 @@ class LayerBackward {
 
   // All h are known, so the recurrent products of all steps with the same active slots are one.
   void make_gates_share(Team& team, const ChunkTape<T>& here) {
+    if (bf16()) round_states(team, here.begin, here.end);
     CellForward<T> cell{.H = shape_.hidden_size,
                         .H_pad = H_pad_,
                         .h_row = pitch_,
-                        .recurrent = packed_.recurrent.data(),
+                        .recurrent = packed_.recurrent.data(),  // none with bfloat16
                         .input_row = gates_pitch_,
                         .gates_row = gates_pitch_,
                         .c_row = pitch_};
@@ -164,6 +189,21 @@ class LayerBackward {
       cell.h_prev = own_.h.data() + (rows_.state_before(s) + share.begin) * pitch_;
       cell.gates = here.gates + (here.row(s) + share.begin) * gates_pitch_;
       cell.input = cell.gates;
+      if constexpr (std::is_same_v<T, float>)
+        if (bf16())
+          w_.level->bf16.gemm(
+              {.M = cell.M,
+               .N = 4 * H_pad_,
+               .K = cell.H,
+               .a = h16_.data() +
+                    (rows_.state_before(s) - rows_.state_before(here.begin) + share.begin) * h16_pitch(),
+               .a_row = h16_pitch(),
+               .b = packed_.low_recurrent.bf16.data(),
+               .b_panel = low_padded(cell.H) * kLowPanel,
+               .init = cell.gates,
+               .init_row = gates_pitch_,
+               .c = cell.gates,
+               .c_row = gates_pitch_});
       if (cell.M > 0) k_.cell_gates(cell);
       team.poll();
     }
@@ -180,11 +220,12 @@ class LayerBackward {
     }
   }
 
-  void steps(Team& team, const ChunkTape<T>& here, MatrixRows<T> dy, T* dh, T* dc) const {
+  void steps(Team& team, const ChunkTape<T>& here, MatrixRows<T> dy, T* dh, T* dc) {
     const bool by_sequences = split_by_sequences(rows_.batch(), team.threads());
     const Slots slots = by_sequences ? Slots{team.thread(), team.threads()} : Slots{0, 1};
-    const Share units =
-        by_sequences ? Share{0, H_pad_} : share_of(H_pad_, team.thread(), team.threads(), k_.panel);
+    const Share units = by_sequences
+                            ? Share{0, H_pad_}
+                            : share_of(H_pad_, team.thread(), team.threads(), bf16() ? kLowPanel : k_.panel);
     const ptrdiff_t slot = slots.first * pitch_;
     for (ptrdiff_t s = here.end - 1; s >= here.begin; --s) {
       const ptrdiff_t M = slots.count(rows_.active(s));
@@ -203,27 +244,70 @@ class LayerBackward {
                         .d_row = slots.stride * pitch_,
                         .dy = dy.data ? dy.row(rows_.start(s) + slots.first) : nullptr,
                         .dy_row = slots.stride * dy.pitch});
+      uint16_t* const dA16 = dA16_.data() + (here.row(s) + slots.first) * dA16_pitch();
+      if constexpr (std::is_same_v<T, float>)
+        for (ptrdiff_t gate = 0; bf16() && gate < 4; ++gate) {
+          const ptrdiff_t at = gate * H_pad_ + units.begin;
+          w_.level->bf16.round_rows(M, units.size(), units.size(), gates + at, slots.stride * gates_pitch_,
+                                    dA16 + at, slots.stride * dA16_pitch());
+        }
       if (by_sequences)
         team.poll();
       else
         team.barrier();
       const ptrdiff_t columns = std::min(units.end, shape_.hidden_size) - units.begin;
-      if (M > 0 && columns > 0)
-        k_.gemm({.M = M,
-                 .N = columns,
-                 .K = 4 * H_pad_,
-                 .a = gates,
-                 .a_row = slots.stride * gates_pitch_,
-                 .b = packed_.recurrent_backward.data() + units.begin * 4 * H_pad_,
-                 .init = nullptr,
-                 .init_row = 0,
-                 .c = dh + slot + units.begin,
-                 .c_row = slots.stride * pitch_});
+      if (M <= 0 || columns <= 0) continue;
+      if constexpr (std::is_same_v<T, float>) {
+        if (bf16()) {
+          const ptrdiff_t panel = 4 * H_pad_ * kLowPanel;
+          w_.level->bf16.gemm(
+              {.M = M,
+               .N = columns,
+               .K = 4 * H_pad_,
+               .a = dA16,
+               .a_row = slots.stride * dA16_pitch(),
+               .b = packed_.low_recurrent_backward.bf16.data() + units.begin / kLowPanel * panel,
+               .b_panel = panel,
+               .init = nullptr,
+               .init_row = 0,
+               .c = dh + slot + units.begin,
+               .c_row = slots.stride * pitch_});
+          continue;
+        }
+      }
+      k_.gemm({.M = M,
+               .N = columns,
+               .K = 4 * H_pad_,
+               .a = gates,
+               .a_row = slots.stride * gates_pitch_,
+               .b = packed_.recurrent_backward.data() + units.begin * 4 * H_pad_,
+               .init = nullptr,
+               .init_row = 0,
+               .c = dh + slot + units.begin,
+               .c_row = slots.stride * pitch_});
     }
   }
 
   // dX (R, inputs) = dA W
   void input_gradient_share(Team& team, ptrdiff_t R, const T* dA, T* dX, ptrdiff_t dX_row) const {
+    if constexpr (std::is_same_v<T, float>) {
+      if (bf16()) {
+        gemm_share(w_.level->bf16,
+                   {.M = R,
+                    .N = packed_.inputs,
+                    .K = 4 * H_pad_,
+                    .a = dA16_.data(),
+                    .a_row = dA16_pitch(),
+                    .b = packed_.low_input_backward.bf16.data(),
+                    .b_panel = 4 * H_pad_ * kLowPanel,
+                    .init = nullptr,
+                    .init_row = 0,
+                    .c = dX,
+                    .c_row = dX_row},
+                   team);
+        return;
+      }
+    }
     gemm_share<T>(k_,
                   {.M = R,
                    .N = packed_.inputs,
@@ -238,16 +322,38 @@ class LayerBackward {
                   team);
   }
 
+  // dW += dA^T X over R rows in the order given
+  void input_weight_gradient_share(Team& team, ptrdiff_t R, const int32_t* order, const T* dA,
+                                   MatrixRows<T> x, T* parameters) {
+    const WeightGradients<T> weights{k_, shape_.hidden_size, H_pad_, dA, gates_pitch_};
+    T* const d_weight = parameters + offset_.weight_ih;
+    if constexpr (std::is_same_v<T, float>) {
+      if (bf16()) {
+        const LowRows& x16 = input_.rounded(team, x, R);
+        weights.product_share(w_.level->bf16, team, R, dA16_.data(), dA16_pitch(), order, x16.bf16.data(),
+                              x16.pitch, order, packed_.inputs, d_weight, scratch16(team));
+        return;
+      }
+    }
+    weights.product_share(team, R, order, x.data, x.pitch, order, packed_.inputs, d_weight, scratch(team));
+  }
+
   void products(Team& team, const ChunkTape<T>& here, const ReductionOrder& order, T* parameters, T* dX) {
     const ptrdiff_t H = shape_.hidden_size, R = order.rows(), first = rows_.start(here.begin);
     const WeightGradients<T> weights{k_, H, H_pad_, here.gates, gates_pitch_};
-    weights.product_share(team, R, order.row.data(), own_.h.data(), pitch_, order.state_before.data(), H,
-                          parameters + offset_.weight_hh, scratch(team));
+    if (!bf16()) {
+      weights.product_share(team, R, order.row.data(),
+                            own_.h.data() + rows_.state_before(here.begin) * pitch_, pitch_,
+                            order.state_before.data(), H, parameters + offset_.weight_hh, scratch(team));
+    } else if constexpr (std::is_same_v<T, float>) {
+      round_states(team, here.begin, here.end);
+      weights.product_share(w_.level->bf16, team, R, dA16_.data(), dA16_pitch(), order.row.data(),
+                            h16_.data(), h16_pitch(), order.state_before.data(), H,
+                            parameters + offset_.weight_hh, scratch16(team));
+    }
     if (shape_.bias) weights.bias_sums_share(team, R, order.row.data(), bias_sums_.data());
     if (!input_.by_token()) {
-      const MatrixRows<T> x = input_.rows(here.begin);
-      weights.product_share(team, R, order.row.data(), x.data, x.pitch, order.row.data(), packed_.inputs,
-                            parameters + offset_.weight_ih, scratch(team));
+      input_weight_gradient_share(team, R, order.row.data(), here.gates, input_.rows(here.begin), parameters);
       if (dX)
         input_gradient_share(team, R, here.gates, dX + first * row_pitch<T>(packed_.inputs),
                              row_pitch<T>(packed_.inputs));
@@ -262,6 +368,7 @@ class LayerBackward {
              d_table_.data() + token[static_cast<size_t>(first + row)] * gates_pitch_ + columns.begin);
   }
 
+  const PackedWeights<T>& w_;
   Tape<T>& tape_;
   const Rows& rows_;
   const Kernels<T>& k_;
@@ -276,6 +383,9 @@ class LayerBackward {
   Buffer<T> gates_, c_;  // of a chunk, where the tape has them in another form
   Buffer<T> d_table_;    // token input: (distinct, 4 H_pad), gates_pitch apart
   std::vector<Buffer<T>> scratch_;
+  // bfloat16: the rows of dA of a chunk or of d_table_, and the h before them
+  Buffer<uint16_t> dA16_, h16_;
+  std::vector<Buffer<uint16_t>> scratch16_;
 };
 
 // dh_n or dc_n of one layer and direction in the order of slots.

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "lstm/layer_input.h"
+#include "lstm/low_precision.h"
 #include "lstm/lstm.h"
 #include "lstm/split.h"
 
@@ -35,6 +36,7 @@ struct LayerRun {
   LayerTape<T>& own;
   LayerInput<T>& input;
   Buffer<T> chunk_gates;  // where the tape has none
+  LowRows low_h[2];       // low precision: h before and after a step
 
   void operator()(Team& team) {
     input.make_table_share(team);
@@ -65,28 +67,35 @@ struct LayerRun {
     const ptrdiff_t H_pad = w.shape.hidden_padded();
     const bool by_sequences = split_by_sequences(rows.batch(), team.threads());
     const Slots slots = by_sequences ? Slots{team.thread(), team.threads()} : Slots{0, 1};
+    const bool low = w.compute != Compute::kFull;
+    const ptrdiff_t block = low ? kLowPanel : w.kernels().lanes;
     const Share units =
-        by_sequences ? Share{0, H_pad} : share_of(H_pad, team.thread(), team.threads(), w.kernels().lanes);
+        by_sequences ? Share{0, H_pad} : share_of(H_pad, team.thread(), team.threads(), block);
     const ptrdiff_t slot = slots.first * state_pitch;
     for (ptrdiff_t s = begin; s < end; ++s) {
       T* const step_gates = gates + (rows.start(s) - first + slots.first) * gates_pitch;
-      w.kernels().cell_forward(
-          {.M = slots.count(rows.active(s)),
-           .H = w.shape.hidden_size,
-           .H_pad = H_pad,
-           .unit_begin = units.begin,
-           .unit_end = units.end,
-           .h_prev = own.h.data() + rows.state_before(s) * state_pitch + slot,
-           .h_row = slots.stride * state_pitch,
-           .recurrent = layer.recurrent.data(),
-           .input = step_gates,
-           .input_row = slots.stride * gates_pitch,
-           .gates = keep_c ? step_gates : nullptr,
-           .gates_row = slots.stride * gates_pitch,
-           .c_prev = own.c.data() + (keep_c ? rows.state_before(s) * state_pitch : 0) + slot,
-           .c = own.c.data() + (keep_c ? rows.state_after(s) * state_pitch : 0) + slot,
-           .c_row = slots.stride * state_pitch,
-           .h = own.h.data() + rows.state_after(s) * state_pitch + slot});
+      const CellForward<T> step{
+          .M = slots.count(rows.active(s)),
+          .H = w.shape.hidden_size,
+          .H_pad = H_pad,
+          .unit_begin = units.begin,
+          .unit_end = units.end,
+          .h_prev = own.h.data() + rows.state_before(s) * state_pitch + slot,
+          .h_row = slots.stride * state_pitch,
+          .recurrent = layer.recurrent.data(),
+          .input = step_gates,
+          .input_row = slots.stride * gates_pitch,
+          .gates = keep_c ? step_gates : nullptr,
+          .gates_row = slots.stride * gates_pitch,
+          .c_prev = own.c.data() + (keep_c ? rows.state_before(s) * state_pitch : 0) + slot,
+          .c = own.c.data() + (keep_c ? rows.state_after(s) * state_pitch : 0) + slot,
+          .c_row = slots.stride * state_pitch,
+          .h = own.h.data() + rows.state_after(s) * state_pitch + slot};
+      if (!low)
+        w.kernels().cell_forward(step);
+      else if constexpr (std::is_same_v<T, float>)
+        low_cell_forward(*w.level, layer, step, step_gates, step.input_row, low_h[s % 2], low_h[(s + 1) % 2],
+                         slots.first, slots.stride);
       if (by_sequences)
         team.poll();
       else
@@ -166,7 +175,10 @@ void forward_layer(const PackedWeights<T>& w, Tape<T>& tape, const LstmInput<T>&
                   .tape = tape,
                   .own = own,
                   .input = layer_input,
-                  .chunk_gates = Buffer<T>(full ? 0 : tape.chunks.most_rows() * tape.gates_pitch())};
+                  .chunk_gates = Buffer<T>(full ? 0 : tape.chunks.most_rows() * tape.gates_pitch()),
+                  .low_h = {LowRows(w.compute, N, H), LowRows(w.compute, N, H)}};
+  if constexpr (std::is_same_v<T, float>)
+    if (w.compute != Compute::kFull) run.low_h[0].round(*w.level, 0, N, own.h.data(), pitch, true);
   run_job(layer_threads(N, P, H, inputs), poll, [&](Team& team) { run(team); });
 }
 
@@ -211,7 +223,11 @@ std::unique_ptr<Tape<T>> forward(const PackedWeights<T>& w, ptrdiff_t N, ptrdiff
                                  const LstmStates<T>& initial, T dropout, uint64_t seed, TapeMode mode,
                                  const LstmOutputs<T>& out, const Poll& poll) {
   const Rows rows(N, time, lengths);
-  const ptrdiff_t chunk = std::max(kChunkRows, mode == TapeMode::kLean ? kLeanSteps * N : 0);
+  // With bfloat16 the order of weight gradients may count rows from the start of a chunk: all tapes have the
+  // same.
+  const bool long_chunks =
+      mode == TapeMode::kLean || (mode != TapeMode::kNone && w.compute == Compute::kBfloat16);
+  const ptrdiff_t chunk = std::max(kChunkRows, long_chunks ? kLeanSteps * N : 0);
   auto tape = std::make_unique<Tape<T>>(Tape<T>{.shape = w.shape,
                                                 .rows = rows,
                                                 .mode = mode,

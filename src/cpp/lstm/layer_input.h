@@ -3,7 +3,9 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
+#include "lstm/low_precision.h"
 #include "lstm/packing.h"
 #include "lstm/tape.h"
 #include "runtime/products.h"
@@ -17,7 +19,8 @@ class LayerInput {
   // x: the user's (N, T, I), needed for layer 0 where the tape has no rows of its own.
   LayerInput(const PackedWeights<T>& w, const Tape<T>& tape, ptrdiff_t layer, ptrdiff_t direction,
              const T* x = nullptr)
-      : kernels_(w.kernels()),
+      : w_(w),
+        kernels_(w.kernels()),
         packed_(w.layers[static_cast<size_t>(layer * tape.shape.directions() + direction)]),
         tape_(tape),
         kept_(tape.layers[static_cast<size_t>(layer * tape.shape.directions() + direction)].x),
@@ -25,28 +28,20 @@ class LayerInput {
         direction_(direction),
         x_(x) {
     if (by_token())
-      table_ = Buffer<T>(static_cast<ptrdiff_t>(tape.tokens.distinct.size()) * tape.gates_pitch());
+      table_ = Buffer<T>(distinct() * tape.gates_pitch());
     else if (!kept_.data)
       gathered_ = Buffer<T>(tape.chunks.most_rows() * row_pitch<T>(packed_.inputs));
+    if (w.compute != Compute::kFull)
+      low_ = LowRows(w.compute, by_token() ? distinct() : tape.chunks.most_rows(), packed_.inputs);
   }
 
   bool by_token() const { return layer_ == 0 && tape_.token_input; }
+  ptrdiff_t distinct() const { return static_cast<ptrdiff_t>(tape_.tokens.distinct.size()); }
 
   // Token input: W x + b of every token that occurs, once. A barrier must follow.
   void make_table_share(Team& team) {
     if (!by_token()) return;
-    gemm_share<T>(kernels_,
-                  {.M = static_cast<ptrdiff_t>(tape_.tokens.distinct.size()),
-                   .N = packed_.bias.size(),
-                   .K = packed_.inputs,
-                   .a = tape_.tokens.embedded.data(),
-                   .a_row = row_pitch<T>(packed_.inputs),
-                   .b = packed_.input.data(),
-                   .init = packed_.bias.data(),
-                   .init_row = 0,
-                   .c = table_.data(),
-                   .c_row = tape_.gates_pitch()},
-                  team);
+    product_share(team, embedded(), distinct(), table_.data());
   }
 
   // Input rows of the steps [begin, end). Where they are not kept, a barrier must follow.
@@ -67,7 +62,7 @@ class LayerInput {
   }
 
   // gates (rows, 4, H_pad) = W x + b of the steps [begin, end), after the barriers that those above ask for.
-  void products_share(Team& team, ptrdiff_t begin, ptrdiff_t end, T* gates) const {
+  void products_share(Team& team, ptrdiff_t begin, ptrdiff_t end, T* gates) {
     const ptrdiff_t first = tape_.rows.start(begin), count = tape_.rows.start(end) - first;
     const ptrdiff_t columns = packed_.bias.size(), pitch = tape_.gates_pitch();
     if (by_token()) {
@@ -79,22 +74,42 @@ class LayerInput {
       }
       return;
     }
-    const MatrixRows<T> x = rows(begin);
+    product_share(team, rows(begin), count, gates);
+  }
+
+  // `count` of these rows, or of those of the embedding, in low precision; waits for all threads.
+  const LowRows& rounded(Team& team, MatrixRows<T> x, ptrdiff_t count) {
+    if constexpr (std::is_same_v<T, float>)
+      low_.round_share(*w_.level, count, x.data, x.pitch, layer_ > 0, team);
+    team.barrier();
+    return low_;
+  }
+  MatrixRows<T> embedded() const { return {tape_.tokens.embedded.data(), row_pitch<T>(packed_.inputs)}; }
+
+ private:
+  // to (count, 4, H_pad) = W x + b
+  void product_share(Team& team, MatrixRows<T> x, ptrdiff_t count, T* to) {
+    if constexpr (std::is_same_v<T, float>) {
+      if (w_.compute != Compute::kFull) {
+        low_input_share(*w_.level, packed_, rounded(team, x, count), count, layer_ > 0, to,
+                        tape_.gates_pitch(), team);
+        return;
+      }
+    }
     gemm_share<T>(kernels_,
                   {.M = count,
-                   .N = columns,
+                   .N = packed_.bias.size(),
                    .K = packed_.inputs,
                    .a = x.data,
                    .a_row = x.pitch,
                    .b = packed_.input.data(),
                    .init = packed_.bias.data(),
                    .init_row = 0,
-                   .c = gates,
-                   .c_row = pitch},
+                   .c = to,
+                   .c_row = tape_.gates_pitch()},
                   team);
   }
 
- private:
   void copy_row(ptrdiff_t s, ptrdiff_t slot, T* to) const {
     const Rows& rows = tape_.rows;
     if (layer_ == 0) {
@@ -116,6 +131,7 @@ class LayerInput {
                            tape_.dropout, to, to);
   }
 
+  const PackedWeights<T>& w_;
   const Kernels<T>& kernels_;
   const PackedLayer<T>& packed_;
   const Tape<T>& tape_;
@@ -124,6 +140,7 @@ class LayerInput {
   const T* x_;
   Buffer<T> table_;     // token input: (distinct, 4 H_pad), gates_pitch apart
   Buffer<T> gathered_;  // rows of one chunk, where no others have them
+  LowRows low_;         // low precision: the rows of one chunk, or of the embedding
 };
 
 }  // namespace fusedlstm

@@ -1,5 +1,7 @@
 #include "lstm/packing.h"
 
+#include <type_traits>
+
 #include "runtime/products.h"
 
 namespace fusedlstm {
@@ -59,13 +61,14 @@ size_t PackedWeights<T>::bytes() const {
   size_t sum = 0;
   for (const PackedLayer<T>& l : layers)
     sum += l.input.bytes() + l.recurrent.bytes() + l.bias.bytes() + l.input_backward.bytes() +
-           l.recurrent_backward.bytes();
+           l.recurrent_backward.bytes() + l.low_input.bytes() + l.low_recurrent.bytes() +
+           l.low_input_backward.bytes() + l.low_recurrent_backward.bytes();
   return sum;
 }
 
 template <class T>
-PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool backward) {
-  PackedWeights<T> packed{shape, &current_level(), backward, {}};
+PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool backward, Compute compute) {
+  PackedWeights<T> packed{shape, &current_level(), backward, compute, {}};
   const Kernels<T>& k = packed.kernels();
   const ptrdiff_t H = shape.hidden_size, Hp = shape.hidden_padded(), D = shape.directions();
   const std::vector<WeightOffsets> offsets = weight_offsets(shape);
@@ -77,12 +80,26 @@ PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool 
   std::vector<Piece> pieces;
   for (size_t l = 0; l < offsets.size(); ++l) {
     const ptrdiff_t inputs = shape.layer_inputs(static_cast<ptrdiff_t>(l) / D);
-    PackedLayer<T> layer{inputs,
-                         Buffer<T>(packed_size(inputs, 4 * Hp, k.panel)),
-                         Buffer<T>(H * 4 * Hp),
-                         Buffer<T>::zeros(4 * Hp),
-                         Buffer<T>(backward ? packed_size(4 * Hp, inputs, k.panel) : 0),
-                         Buffer<T>(backward ? packed_size(4 * Hp, H, k.panel) : 0)};
+    PackedLayer<T> layer;
+    layer.inputs = inputs;
+    layer.bias = Buffer<T>::zeros(4 * Hp);
+    if (compute == Compute::kFull) {
+      layer.input = Buffer<T>(packed_size(inputs, 4 * Hp, k.panel));
+      layer.recurrent = Buffer<T>(H * 4 * Hp);
+      layer.input_backward = Buffer<T>(backward ? packed_size(4 * Hp, inputs, k.panel) : 0);
+      layer.recurrent_backward = Buffer<T>(backward ? packed_size(4 * Hp, H, k.panel) : 0);
+    } else if (compute == Compute::kBfloat16) {
+      layer.low_input.bf16 = Buffer<uint16_t>(low_packed_size(inputs, 4 * Hp));
+      layer.low_recurrent.bf16 = Buffer<uint16_t>(low_packed_size(H, 4 * Hp));
+      layer.low_input_backward.bf16 = Buffer<uint16_t>(backward ? low_packed_size(4 * Hp, inputs) : 0);
+      layer.low_recurrent_backward.bf16 = Buffer<uint16_t>(backward ? low_packed_size(4 * Hp, H) : 0);
+    } else {
+      for (LowMatrix* matrix : {&layer.low_input, &layer.low_recurrent}) {
+        const ptrdiff_t K = matrix == &layer.low_input ? inputs : H;
+        matrix->int8 = Buffer<int8_t>(4 * Hp / kLowPanel * int8_panel(K));
+        matrix->scale = Buffer<float>(4 * Hp);
+      }
+    }
     if (shape.bias) {
       const T *b_ih = parameters + offsets[l].bias_ih, *b_hh = parameters + offsets[l].bias_hh;
       for (ptrdiff_t gate = 0; gate < 4; ++gate)
@@ -109,7 +126,7 @@ PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool 
       const bool recurrent = pieces[p].matrix % 2 == 1;
       const ptrdiff_t n = recurrent ? H : layer.inputs;
       const T* weight = parameters + (recurrent ? offsets[l].weight_hh : offsets[l].weight_ih);
-      if (pieces[p].matrix == 1) {
+      if (pieces[p].matrix == 1 && compute == Compute::kFull) {
         k.pack_recurrent(H, Hp, weight, layer.recurrent.data());
         continue;
       }
@@ -117,6 +134,25 @@ PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool 
       if (Hp != H) {
         copy = padded(weight, n);
         weight = copy.data();
+      }
+      if constexpr (std::is_same_v<T, float>) {
+        LowMatrix& low = pieces[p].matrix == 0   ? layer.low_input
+                         : pieces[p].matrix == 1 ? layer.low_recurrent
+                         : pieces[p].matrix == 2 ? layer.low_input_backward
+                                                 : layer.low_recurrent_backward;
+        if (compute == Compute::kBfloat16) {
+          if (pieces[p].matrix < 2)
+            packed.level->bf16.pack(n, 4 * Hp, weight, 1, n, low.bf16.data());
+          else
+            packed.level->bf16.pack(4 * Hp, n, weight, n, 1, low.bf16.data());
+          continue;
+        }
+        if (compute == Compute::kInt8) {
+          packed.level->int8.pack(n, 4 * Hp, weight, 1, n, low.int8.data(), low.scale.data());
+          const bool hidden = recurrent || l >= static_cast<size_t>(D);
+          if (hidden) k.scale(4 * Hp, 1 / 127.0f, low.scale.data());
+          continue;
+        }
       }
       if (pieces[p].matrix == 0)
         k.pack(n, 4 * Hp, weight, 1, n, layer.input.data());
@@ -129,7 +165,7 @@ PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool 
 
 template struct PackedWeights<float>;
 template struct PackedWeights<double>;
-template PackedWeights<float> pack_weights(const LstmShape&, const float*, bool);
-template PackedWeights<double> pack_weights(const LstmShape&, const double*, bool);
+template PackedWeights<float> pack_weights(const LstmShape&, const float*, bool, Compute);
+template PackedWeights<double> pack_weights(const LstmShape&, const double*, bool, Compute);
 
 }  // namespace fusedlstm

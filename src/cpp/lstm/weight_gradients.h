@@ -39,6 +39,27 @@ struct WeightGradients {
                                 .scratch = scratch},
                                team);
   }
+  // The same on dA and B in bfloat16.
+  void product_share(const Bf16Kernels& k16, Team& team, ptrdiff_t R, const uint16_t* dA16,
+                     ptrdiff_t dA16_row, const int32_t* dA_order, const uint16_t* b, ptrdiff_t b_row,
+                     const int32_t* b_order, ptrdiff_t n, float* d_weight, uint16_t* scratch) const {
+    const ptrdiff_t products = H == H_pad ? 1 : 4, M = 4 * H / products;
+    for (ptrdiff_t p = 0; p < products; ++p)
+      gemm_transposed_share(k16,
+                            {.M = M,
+                             .N = n,
+                             .R = R,
+                             .a = dA16 + p * H_pad,
+                             .a_row = dA16_row,
+                             .a_rows = dA_order,
+                             .b = b,
+                             .b_row = b_row,
+                             .b_rows = b_order,
+                             .c = d_weight + p * M * n,
+                             .c_row = n,
+                             .scratch = scratch},
+                            team);
+  }
   // sums (4, H_pad) += the rows of dA
   void bias_sums_share(const Team& team, ptrdiff_t R, const int32_t* dA_order, T* sums) const {
     const Share columns = share_of(4 * H_pad, team.thread(), team.threads(), 16);

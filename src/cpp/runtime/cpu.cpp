@@ -9,6 +9,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
 #endif
 
 namespace fusedlstm {
@@ -20,6 +23,15 @@ extern const Level level_avx2;
 #if defined(FUSEDLSTM_HAS_AVX512)
 extern const Level level_avx512;
 #endif
+#if defined(FUSEDLSTM_HAS_AVX512_BF16)
+extern const Bf16Kernels bf16_avx512_bf16;
+#endif
+#if defined(FUSEDLSTM_HAS_AMX)
+extern const Bf16Kernels bf16_amx;
+#endif
+#if defined(FUSEDLSTM_HAS_AVX512_VNNI)
+extern const Int8Kernels int8_vnni;
+#endif
 #if defined(FUSEDLSTM_HAS_NEON)
 extern const Level level_neon;
 #endif
@@ -27,6 +39,25 @@ extern const Level level_neon;
 namespace {
 
 #if defined(__x86_64__)
+// AMX's registers must be asked for, once for all threads of the process. Asking again is cheap.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned int a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  constexpr unsigned int kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  if ((d & kAmxBf16) == 0 || (d & kAmxTile) == 0) return false;
+  __get_cpuid(1, &a, &b, &c, &d);
+  if ((c & (1u << 27)) == 0) return false;  // no xgetbv
+  unsigned int low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  constexpr unsigned int kTileState = 3u << 17;  // the system saves both parts of it
+  return (low & kTileState) == kTileState && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 // __builtin_cpu_supports reads cpuid and, through xgetbv, whether the operating system saves the registers.
 bool can_run(const std::string& name) {
   __builtin_cpu_init();
@@ -39,10 +70,26 @@ bool can_run(const std::string& name) {
            __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl");
   }
+  if (name == "avx512_bf16") return can_run("avx512") && __builtin_cpu_supports("avx512bf16");
+  if (name == "amx") return can_run("avx512") && may_use_tiles();
   return true;
 }
 #else
 bool can_run(const std::string&) { return true; }
+#endif
+
+#if defined(FUSEDLSTM_HAS_AVX512)
+// avx512 with the products that this machine has better instructions for.
+Level avx512_with(const char* name, const Bf16Kernels& bf16) {
+  Level level = level_avx512;
+  level.name = name;
+  level.bf16 = bf16;
+#if defined(FUSEDLSTM_HAS_AVX512_VNNI)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512vnni")) level.int8 = int8_vnni;
+#endif
+  return level;
+}
 #endif
 
 std::string names(const std::vector<const Level*>& levels) {
@@ -67,13 +114,28 @@ std::atomic<const Level*> current{nullptr};
 }  // namespace
 
 std::vector<const Level*> compiled_levels() {
+#if defined(FUSEDLSTM_HAS_AVX512)
+  static const Level avx512 = avx512_with("avx512", level_avx512.bf16);
+#endif
+#if defined(FUSEDLSTM_HAS_AVX512_BF16)
+  static const Level level_avx512_bf16 = avx512_with("avx512_bf16", bf16_avx512_bf16);
+#endif
+#if defined(FUSEDLSTM_HAS_AMX)
+  static const Level level_amx = avx512_with("amx", bf16_amx);
+#endif
   return {
       &level_generic,
 #if defined(FUSEDLSTM_HAS_AVX2)
       &level_avx2,
 #endif
 #if defined(FUSEDLSTM_HAS_AVX512)
-      &level_avx512,
+      &avx512,
+#endif
+#if defined(FUSEDLSTM_HAS_AVX512_BF16)
+      &level_avx512_bf16,
+#endif
+#if defined(FUSEDLSTM_HAS_AMX)
+      &level_amx,
 #endif
 #if defined(FUSEDLSTM_HAS_NEON)
       &level_neon,
@@ -132,6 +194,7 @@ std::vector<std::string> cpu_features() {
   FUSEDLSTM_FEATURE("avx512vnni");
   FUSEDLSTM_FEATURE("avx512bf16");
 #undef FUSEDLSTM_FEATURE
+  if (may_use_tiles()) found.push_back("amx-bf16");
 #elif defined(__aarch64__)
   found.push_back("neon");
 #endif

@@ -57,4 +57,10 @@ constexpr ptrdiff_t row_pitch(ptrdiff_t n) {
   return padded > 0 && padded * static_cast<ptrdiff_t>(sizeof(T)) % 2048 == 0 ? padded + 16 : padded;
 }
 
+// The same for rows of bfloat16, which are zero up to a multiple of 32.
+constexpr ptrdiff_t low_pitch(ptrdiff_t n) {
+  const ptrdiff_t padded = (n + 31) / 32 * 32;
+  return padded > 0 && padded * 2 % 2048 == 0 ? padded + 32 : padded;
+}
+
 }  // namespace fusedlstm

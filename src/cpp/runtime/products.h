@@ -16,6 +16,7 @@ inline ptrdiff_t packed_size(ptrdiff_t K, ptrdiff_t N, ptrdiff_t panel) {
 // Products are made in pieces, with a look at Ctrl-C after each: some milliseconds of work, or some tenths of
 // a second where fused multiply-adds are emulated. Every chain of a sum stops and goes on between pieces.
 constexpr ptrdiff_t kPieceRows = 16 * kTileRows, kPieceColumns = 2048, kPieceDepth = 768;
+constexpr ptrdiff_t kPieceRowsBf16 = 256;
 constexpr ptrdiff_t kPieceTransposed = 11 * kReductionColumns;  // columns of A
 
 template <class T>
@@ -62,6 +63,80 @@ void gemm_share(const Kernels<T>& k, Gemm<T> g, Team& team) {
   gemm_in_pieces<T>(k, g, team);
 }
 
+// The same on bfloat16 operands.
+inline void gemm_share(const Bf16Kernels& k, GemmBf16 g, Team& team) {
+  constexpr ptrdiff_t rows_together = 32;
+  if (g.M >= rows_together * team.threads()) {
+    const Share rows = share_of(g.M, team.thread(), team.threads(), rows_together);
+    g.M = rows.size();
+    g.a += rows.begin * g.a_row;
+    if (g.init) g.init += rows.begin * g.init_row;
+    g.c += rows.begin * g.c_row;
+  } else {
+    const Share columns = share_of(g.N, team.thread(), team.threads(), kLowPanel);
+    g.N = columns.size();
+    g.b += columns.begin / kLowPanel * g.b_panel;
+    if (g.init) g.init += columns.begin / kLowPanel * g.c_panel;
+    g.c += columns.begin / kLowPanel * g.c_panel;
+  }
+  if (g.N <= 0) return;
+  static_assert(kPieceDepth % kLowBlock == 0, "the order of a sum counts k in blocks");
+  for (ptrdiff_t m = 0; m < g.M; m += kPieceRowsBf16) {
+    for (ptrdiff_t depth = 0; depth < g.K; depth += kPieceDepth) {
+      for (ptrdiff_t n = 0; n < g.N; n += kPieceColumns) {
+        const ptrdiff_t c_at = m * g.c_row + n / kLowPanel * g.c_panel;
+        GemmBf16 piece = g;
+        piece.M = std::min(kPieceRowsBf16, g.M - m);
+        piece.N = std::min(kPieceColumns, g.N - n);
+        piece.K = std::min(kPieceDepth, g.K - depth);
+        piece.a += m * g.a_row + depth;
+        piece.b += n / kLowPanel * g.b_panel + depth * kLowPanel;
+        piece.c += c_at;
+        if (depth > 0) {
+          piece.init = piece.c;
+          piece.init_row = g.c_row;
+        } else if (g.init) {
+          piece.init += m * g.init_row + n / kLowPanel * g.c_panel;
+        }
+        k.gemm(piece);
+        team.poll();
+      }
+    }
+  }
+}
+
+// The same on int8 operands.
+inline void gemm_share(const Int8Kernels& k, GemmInt8 g, Team& team) {
+  constexpr ptrdiff_t rows_together = 64, columns_together = kPieceColumns / 4;  // a sum may be long
+  const bool by_rows = g.M >= rows_together * team.threads();
+  const Share rows = by_rows ? share_of(g.M, team.thread(), team.threads(), 4) : Share{0, g.M};
+  const Share columns = by_rows ? Share{0, g.N} : share_of(g.N, team.thread(), team.threads(), kLowPanel);
+  for (ptrdiff_t m = rows.begin; m < rows.end; m += rows_together) {
+    for (ptrdiff_t n = columns.begin; n < columns.end; n += columns_together) {
+      const ptrdiff_t at = n / kLowPanel * g.c_panel;
+      GemmInt8 piece = g;
+      piece.M = std::min(rows_together, rows.end - m);
+      piece.N = std::min(columns_together, columns.end - n);
+      piece.a += m * g.a_row;
+      piece.b += n / kLowPanel * g.b_panel;
+      piece.init += m * g.init_row + at;
+      piece.c += m * g.c_row + at;
+      piece.column_scale += at;
+      if (g.row_scale) piece.row_scale += m;
+      k.gemm(piece);
+      team.poll();
+    }
+  }
+}
+
+// A thread's share of rows rounded to bfloat16.
+inline void round_rows_share(const Bf16Kernels& k, ptrdiff_t rows, ptrdiff_t n, const float* x,
+                             ptrdiff_t x_row, uint16_t* y, ptrdiff_t y_row, const Team& team) {
+  const Share share = share_of(rows, team.thread(), team.threads());
+  k.round_rows(share.size(), n, low_padded(n), x + share.begin * x_row, x_row, y + share.begin * y_row,
+               y_row);
+}
+
 // A thread's share of C (M, N) += A^T B: columns of A. `scratch` is the thread's own.
 template <class T>
 void gemm_transposed_share(const Kernels<T>& k, GemmTransposed<T> g, Team& team) {
@@ -76,6 +151,33 @@ void gemm_transposed_share(const Kernels<T>& k, GemmTransposed<T> g, Team& team)
       GemmTransposed<T> piece = g;
       piece.M = std::min(kPieceTransposed, g.M - m0);
       piece.R = std::min(rows, g.R - r0);
+      piece.a += m0;
+      piece.c += m0 * g.c_row;
+      if (g.a_rows)
+        piece.a_rows += r0;
+      else
+        piece.a += r0 * g.a_row;
+      if (g.b_rows)
+        piece.b_rows += r0;
+      else
+        piece.b += r0 * g.b_row;
+      k.gemm_transposed(piece);
+      team.poll();
+    }
+  }
+}
+
+// The same on bfloat16 operands.
+inline void gemm_transposed_share(const Bf16Kernels& k, GemmTransposedBf16 g, Team& team) {
+  static_assert(kReductionBlock % kLowBlock == 0, "the order of a sum counts rows in blocks");
+  const Share m = share_of(g.M, team.thread(), team.threads(), kLowPanel);
+  g.a += m.begin;
+  g.c += m.begin * g.c_row;
+  for (ptrdiff_t r0 = 0; r0 < g.R; r0 += kReductionBlock) {
+    for (ptrdiff_t m0 = 0; m0 < m.size(); m0 += kPieceTransposed) {
+      GemmTransposedBf16 piece = g;
+      piece.M = std::min(kPieceTransposed, m.size() - m0);
+      piece.R = std::min(kReductionBlock, g.R - r0);
       piece.a += m0;
       piece.c += m0 * g.c_row;
       if (g.a_rows)

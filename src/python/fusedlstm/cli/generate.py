@@ -30,6 +30,11 @@ def add_parser(commands: Any) -> None:
         help="text to continue; may be given several times (default: the start of a line)",
     )
     parser.add_argument("--stop", metavar="TOKEN", help="end after this character, byte or word")
+    parser.add_argument(
+        "--compute-dtype",
+        choices=("float32", "bfloat16", "int8"),
+        help="of the LSTM's products (default: what the model was trained with)",
+    )
     parser.add_argument("--stats", action="store_true", help="tokens per second, on standard error")
     add_sampling(parser, length=500, temperature=1.0)
     add_threads(parser)
@@ -40,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     from fusedlstm import LanguageModel
 
     use_threads(options.threads)
-    model = LanguageModel.load(options.model)
+    model = LanguageModel.load(options.model, compute_dtype=options.compute_dtype)
     prompts = options.prompt or [default_prompt(model)]
     # all of them first: a bad one is no reason to stop half-way
     streams = [

@@ -41,6 +41,8 @@ class Option:
         The values allowed.
     nullable : bool
         Whether None is allowed too.
+    optional : bool
+        Whether a file may lack it, as those written before it existed do.
 
     Examples
     --------
@@ -55,6 +57,7 @@ class Option:
     below: float | None = None
     choices: tuple[Any, ...] | None = None
     nullable: bool = False
+    optional: bool = False
 
     def problem(self, value: object) -> str | None:
         """What is wrong with a value, or None."""
@@ -84,7 +87,7 @@ class ModelSchema:
     model : str
         Name of the kind of model in the file.
     options : mapping of str to Option
-        Every key of the configuration; each must be present. ``dtype`` is one of them.
+        Every key of the configuration; each must be present unless it is optional. ``dtype`` is one of them.
     shapes : callable
         ``shapes(config, vocabulary_size)`` yields name and shape of every tensor. It must be a generator:
         reading stops at the first tensor that the file does not have, so a wrong count of layers costs
@@ -110,17 +113,19 @@ class ModelSchema:
     vocabulary: bool = True
 
     def check(self, config: object) -> dict[str, Any]:
-        """The configuration if it has every option, in range, and no other; else a ``FormatError``."""
+        """The configuration, if its options are those of the schema and in range; else a ``FormatError``."""
         if not isinstance(config, Mapping):
             raise FormatError(f"config: must be a mapping, got {type(config).__name__}")
-        missing = [name for name in self.options if name not in config]
+        missing = [
+            name for name, option in self.options.items() if name not in config and not option.optional
+        ]
         foreign = [name for name in config if name not in self.options]
         if missing or foreign:
             raise FormatError(
                 f"config: missing {missing or 'none'}, foreign {reprlib.repr(foreign) if foreign else 'none'}"
             )
         for name, option in self.options.items():
-            problem = option.problem(config[name])
+            problem = option.problem(config[name]) if name in config else None
             if problem is not None:
                 raise FormatError(f"config: {name} {problem}")
         return dict(config)

@@ -59,6 +59,7 @@ SCHEMA = ModelSchema(
         "output_dropout": _RATE,
         "tie_weights": Option(bool),
         "dtype": Option(str, choices=("float32", "float64")),
+        "compute_dtype": Option(str, choices=("bfloat16",), nullable=True, optional=True),
     },
     _shapes,
 )
@@ -97,6 +98,9 @@ class LanguageModel(Module):
         One matrix for embedding and output layer; needs E = H.
     dtype : str
         "float32" or "float64".
+    compute_dtype : str, optional
+        Of the LSTM's products, as in `fusedlstm.nn.LSTM`: "bfloat16" or None. It is saved with the
+        model.
     init : str or tuple
         "torch": PyTorch's defaults of each layer (a tied matrix as an output layer); ("uniform", a): every
         parameter from U(-a, a).
@@ -143,9 +147,12 @@ class LanguageModel(Module):
         output_dropout: float | None = None,
         tie_weights: bool = False,
         dtype: str = "float32",
+        compute_dtype: str | None = None,
         init: Init = "torch",
         seed: int = 0,
     ) -> None:
+        if compute_dtype == "int8":
+            raise ValueError("LanguageModel: compute_dtype 'int8' is for models that are trained: use load")
         hidden_size = integer(hidden_size, "hidden_size", 1)
         embedding_size = (
             hidden_size if embedding_size is None else integer(embedding_size, "embedding_size", 1)
@@ -177,11 +184,12 @@ class LanguageModel(Module):
             dropout=dropout,
             return_state=True,
             dtype=dtype,
+            compute_dtype=compute_dtype,
             init=init,
             seed=derive_seed(seed, _LSTM),
         )
         self._packed_output: _core.PackedLinear | None = None
-        self._decoder: _core.LanguageModelDecoder | None = None
+        self._decoder: tuple[_core.PackedLSTM, _core.LanguageModelDecoder] | None = None
         shapes: list[tuple[str, tuple[int, ...]]] = [("output.bias", (size,))]
         if not tie_weights:
             shapes.insert(0, ("output.weight", (size, hidden_size)))
@@ -221,6 +229,7 @@ class LanguageModel(Module):
             "output_dropout": self.output_dropout,
             "tie_weights": self.tie_weights,
             "dtype": self.dtype,
+            "compute_dtype": None if self.lstm.compute_dtype == "int8" else self.lstm.compute_dtype,
         }
 
     # training -------------------------------------------------------------------------------------------
@@ -391,12 +400,10 @@ class LanguageModel(Module):
     @property
     def decoder(self) -> _core.LanguageModelDecoder:
         """The native generation loop for the present parameters."""
-        decoder = self._decoder
-        if decoder is None:
-            decoder = self._decoder = _core.LanguageModelDecoder(
-                self.lstm.packed, self.embedding.weight, self._output
-            )
-        return decoder
+        packed = self.lstm.packed  # another one once the LSTM computes in another type
+        if self._decoder is None or self._decoder[0] is not packed:
+            self._decoder = packed, _core.LanguageModelDecoder(packed, self.embedding.weight, self._output)
+        return self._decoder[1]
 
     @overload
     def generate(
@@ -572,8 +579,16 @@ class LanguageModel(Module):
         save_model(path, self.named_parameters(), self.config(), self.vocabulary, schema=SCHEMA)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> LanguageModel:
+    def load(cls, path: str | os.PathLike[str], *, compute_dtype: str | None = None) -> LanguageModel:
         """Read a model that `save` wrote.
+
+        Parameters
+        ----------
+        path : str or path
+            The file.
+        compute_dtype : str, optional
+            Instead of the one the model was saved with, for a float32 model: "float32", "bfloat16", or
+            "int8" for `evaluate` and `generate` only, with a quarter of the memory for the LSTM's weights.
 
         Raises
         ------
@@ -581,9 +596,13 @@ class LanguageModel(Module):
             Truncated, damaged, foreign or inconsistent file.
         OSError
             The file cannot be read.
+        ValueError
+            If `compute_dtype` is not for a model of this dtype.
         """
         file = load_model(path, SCHEMA)
         assert file.vocabulary is not None  # the schema asks for one
         model = cls(file.vocabulary, **file.config)
+        if compute_dtype is not None:
+            model.lstm.compute_dtype = compute_dtype
         model.load_state_dict(file.tensors)
         return model

@@ -153,6 +153,12 @@ class LSTM(Layer):
         Return ``(y, (h_n, c_n))`` instead of ``y``.
     dtype : str
         ``"float32"`` or ``"float64"``.
+    compute_dtype : str, optional
+        ``"bfloat16"`` for a float32 layer: x, h, the weights and the gates' derivatives are rounded to
+        bfloat16 where they are multiplied; sums, cell states, parameters and gradients stay float32. Made for
+        processors with AMX or AVX512-BF16. ``"int8"``, for calls only and not for `forward`: weights in 127
+        steps with a scale per gate and unit, inputs with one per row, hidden states in steps of 1/127, which
+        must be in [-1, 1]. The errors are in docs/numerics.md. Default: `dtype`. May be set later.
     init : str or tuple
         ``"torch"``: every parameter from U(-1/sqrt(H), 1/sqrt(H)); ``("uniform", a)``: from U(-a, a).
     forget_bias : float
@@ -167,15 +173,15 @@ class LSTM(Layer):
     Raises
     ------
     ValueError
-        If a size, rate, dtype, init or tape is out of range.
+        If a size, rate, dtype, compute_dtype, init or tape is out of range.
     TypeError
         If a size is not an int.
 
     Notes
     -----
     A call costs 8*N*T*H*(I + H) FLOPs for one layer and direction, a training step three times that. Steps
-    past a sequence's length cost nothing. A layer keeps no state between calls: pass ``state`` on to continue a
-    sequence; the bits are those of one call.
+    past a sequence's length cost nothing. A layer keeps no state between calls: pass ``state`` on to
+    continue a sequence; the bits are those of one call.
 
     References
     ----------
@@ -210,6 +216,7 @@ class LSTM(Layer):
         return_sequences: bool = True,
         return_state: bool = False,
         dtype: str = "float32",
+        compute_dtype: str | None = None,
         init: Init = "torch",
         forget_bias: float = 0.0,
         tape: str = "full",
@@ -231,6 +238,7 @@ class LSTM(Layer):
         self.dtype = dtype_name(dtype)
         self._native: _core.LSTM | None = None
         self._packed: _core.PackedLSTM | None = None
+        self.compute_dtype = compute_dtype
         native = self._shape()
         super().__init__(self.dtype, native.parameter_table(), size=native.num_parameters)
         for name, view in self.named_parameters().items():
@@ -259,6 +267,26 @@ class LSTM(Layer):
         self._tape = tape
 
     @property
+    def compute_dtype(self) -> str | None:
+        """``"bfloat16"``, ``"int8"`` or None: what is multiplied is rounded to it first."""
+        return self._compute_dtype
+
+    @compute_dtype.setter
+    def compute_dtype(self, compute_dtype: str | None) -> None:
+        if compute_dtype == self.dtype:
+            compute_dtype = None
+        if compute_dtype not in (None, "bfloat16", "int8"):
+            raise ValueError(
+                f"LSTM: compute_dtype must be {self.dtype!r}, 'bfloat16' or 'int8', got {compute_dtype!r}"
+            )
+        if compute_dtype is not None and self.dtype != "float32":
+            raise ValueError(
+                f"LSTM: compute_dtype {compute_dtype!r} needs dtype 'float32', got {self.dtype!r}"
+            )
+        self._compute_dtype = compute_dtype
+        self._packed = None
+
+    @property
     def num_directions(self) -> int:
         """D: 2 if bidirectional, else 1."""
         return 2 if self.bidirectional else 1
@@ -273,7 +301,9 @@ class LSTM(Layer):
         """The weights laid out for the kernels; packed again if the parameters were marked as updated."""
         packed = self._packed
         if packed is None:
-            packed = self._packed = self._shape().pack(self._parameters)
+            packed = self._packed = self._shape().pack(
+                self._parameters, backward=self.compute_dtype != "int8", compute_dtype=self.compute_dtype
+            )
         return packed
 
     def _drop_packed(self) -> None:
@@ -349,8 +379,10 @@ class LSTM(Layer):
         Raises
         ------
         ValueError
-            As for a call, and if dropout needs a seed that is not given.
+            As for a call; if dropout needs a seed that is not given; if `compute_dtype` is ``"int8"``.
         """
+        if self.compute_dtype == "int8":
+            raise ValueError("LSTM.forward: compute_dtype 'int8' is for inference: it has no backward")
         if self.takes_seed and seed is None:
             raise ValueError(f"LSTM.forward: dropout {self.dropout} needs seed=, another one at every step")
         number = 0 if seed is None else seed_number(seed)

@@ -1,0 +1,364 @@
+// Products of bfloat16 matrices with float32 sums.
+//
+// Every element of C is one sum in an order that depends on its k alone, never on rows, columns, tiles,
+// blocks or threads. There are three orders, one for each way in which hardware multiplies bfloat16:
+//
+//   Widened (this file)      c = fma(a[k], b[k], c) for k = 0, 1, 2 ...
+//   AVX512-BF16              the same, k = 1, 0, 3, 2 ...                          bf16_dot.cpp
+//   AMX                      blocks of 32 k, even and odd k apart                  bf16_amx.cpp
+//
+// A product of two bfloat16 numbers is exact in float32. Sums may be stored and taken up again at any
+// multiple of kLowBlock.
+#pragma once
+
+#include "kernels/simd.h"
+#include "kernels/table.h"
+
+namespace fusedlstm {
+namespace {
+
+// To nearest, ties to even; NaN stays NaN.
+FUSEDLSTM_INLINE uint16_t to_bf16(float x) {
+  uint32_t u;
+  __builtin_memcpy(&u, &x, 4);
+  const uint32_t rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16, quiet = (u >> 16) | 0x40;
+  return static_cast<uint16_t>((u & 0x7fffffff) > 0x7f800000 ? quiet : rounded);
+}
+
+void round_rows(ptrdiff_t rows, ptrdiff_t n, ptrdiff_t padded, const float* x, ptrdiff_t x_row, uint16_t* y,
+                ptrdiff_t y_row) {
+  for (ptrdiff_t r = 0; r < rows; ++r, x += x_row, y += y_row) {
+    for (ptrdiff_t j = 0; j < n; ++j) y[j] = to_bf16(x[j]);
+    for (ptrdiff_t j = n; j < padded; ++j) y[j] = 0;
+  }
+}
+
+// kLanes<float> pairs of bfloat16 are moved about as the bits of a Vec<float>.
+using PairBits = typename VecTypes<float>::unsigned_ints;
+typedef uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint16_t UnalignedHalfBits __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+typedef float UnalignedPairs __attribute__((vector_size(kVectorBytes), aligned(2), may_alias));
+
+FUSEDLSTM_INLINE Vec<float> load_pairs(const uint16_t* p) {
+  return *reinterpret_cast<const UnalignedPairs*>(p);
+}
+FUSEDLSTM_INLINE void store_pairs(uint16_t* p, Vec<float> pairs) {
+  *reinterpret_cast<UnalignedPairs*>(p) = pairs;
+}
+// even[0] odd[0] even[1] odd[1] ...
+FUSEDLSTM_INLINE Vec<float> zip(const uint16_t* even, const uint16_t* odd) {
+  const HalfBits e = *reinterpret_cast<const UnalignedHalfBits*>(even);
+  const HalfBits o = *reinterpret_cast<const UnalignedHalfBits*>(odd);
+  return reinterpret_cast<Vec<float>>(__builtin_convertvector(e, PairBits) |
+                                      __builtin_convertvector(o, PairBits) << 16);
+}
+
+void pack_bf16(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t k_stride, ptrdiff_t n_stride,
+               uint16_t* panels) {
+  constexpr ptrdiff_t W = kLanes<float>, block = 2 * W;
+  for (ptrdiff_t n0 = 0; n0 < N; n0 += kLowPanel, panels += low_padded(K) * kLowPanel) {
+    const float* const from = source + n0 * n_stride;
+    const bool whole = n0 + kLowPanel <= N;
+    ptrdiff_t k = 0;
+    uint16_t rounded[kLowPanel * block];
+    for (; whole && n_stride == 1 && k + 2 <= K; k += 2) {
+      round_rows(2, kLowPanel, kLowPanel, from + k * k_stride, k_stride, rounded, kLowPanel);
+      for (ptrdiff_t j = 0; j < kLowPanel; j += W)
+        store_pairs(panels + k * kLowPanel + 2 * j, zip(rounded + j, rounded + kLowPanel + j));
+    }
+    for (; whole && k_stride == 1 && k + block <= K; k += block) {
+      round_rows(kLowPanel, block, block, from + k, n_stride, rounded, block);
+      for (ptrdiff_t j = 0; j < kLowPanel; j += W) {
+        Vec<float> square[W];
+#pragma GCC unroll 16
+        for (ptrdiff_t i = 0; i < W; ++i) square[i] = load_pairs(rounded + (j + i) * block);
+        transpose<float>(square);
+#pragma GCC unroll 16
+        for (ptrdiff_t i = 0; i < W; ++i) store_pairs(panels + (k + 2 * i) * kLowPanel + 2 * j, square[i]);
+      }
+    }
+    for (; k < low_padded(K); ++k) {
+      uint16_t* row = panels + k / 2 * 2 * kLowPanel + k % 2;
+      for (ptrdiff_t j = 0; j < kLowPanel; ++j)
+        row[2 * j] =
+            k < K && n0 + j < N ? to_bf16(from[k * k_stride + j * n_stride]) : static_cast<uint16_t>(0);
+    }
+  }
+}
+
+template <class T>
+FUSEDLSTM_INLINE T least(T a, T b) {
+  return a < b ? a : b;
+}
+
+constexpr ptrdiff_t kDepth = 16 * kLowBlock;  // most k at a time
+
+// The products of one pair of k for M rows and P panels, by fused multiply-add in float32. Rows of A are
+// widened beforehand: each element is needed for every panel.
+struct Widened {
+  using Element = float;
+  static constexpr int W = kLanes<float>, V = static_cast<int>(kLowPanel) / W;  // vectors of a panel
+#if defined(FUSEDLSTM_LEVEL_AVX512)
+  static constexpr int kRows = 6, kPanels = 4;
+#elif defined(FUSEDLSTM_LEVEL_GENERIC)
+  static constexpr int kRows = 2, kPanels = 1;
+#else
+  static constexpr int kRows = 6, kPanels = 1;
+#endif
+
+  static FUSEDLSTM_INLINE Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+#if defined(FUSEDLSTM_LEVEL_GENERIC)
+    return a * b + c;  // no emulation of fma: the product is exact
+#else
+    return fma(a, b, c);
+#endif
+  }
+
+  template <int M, int P>
+  static FUSEDLSTM_INLINE void step(Vec<float> (&acc)[M][P * V], const float* a, ptrdiff_t a_row,
+                                    const uint16_t* b, ptrdiff_t b_panel) {
+#pragma GCC unroll 2
+    for (int odd = 0; odd < 2; ++odd) {
+      Vec<float> b_k[P * V];
+#pragma GCC unroll 16
+      for (int v = 0; v < P * V; ++v) {
+        const PairBits pairs =
+            reinterpret_cast<PairBits>(load_pairs(b + (v / V) * b_panel + (v % V) * 2 * W));
+        b_k[v] = reinterpret_cast<Vec<float>>(odd ? pairs & 0xffff0000u : pairs << 16);
+      }
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        const Vec<float> a_all = broadcast<float>(a[m * a_row + odd]);
+#pragma GCC unroll 16
+        for (int v = 0; v < P * V; ++v) acc[m][v] = multiply_add(a_all, b_k[v], acc[m][v]);
+      }
+    }
+  }
+};
+
+// g with its rows of A in the form that Pair takes.
+template <class Pair>
+struct VectorGemm : GemmBf16 {
+  const typename Pair::Element* elements;
+  ptrdiff_t elements_row;
+};
+
+template <class Pair, int M, int P>
+FUSEDLSTM_INLINE void bf16_tile(const VectorGemm<Pair>& g) {
+  constexpr int W = kLanes<float>, V = static_cast<int>(kLowPanel) / W;
+  Vec<float> acc[M][P * V];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 16
+    for (int v = 0; v < P * V; ++v)
+      acc[m][v] = g.init ? load(g.init + m * g.init_row + (v / V) * g.c_panel + (v % V) * W) : Vec<float>{};
+  }
+  const typename Pair::Element* a = g.elements;
+  const uint16_t* b = g.b;
+  for (ptrdiff_t k = 0; k < g.K; k += 2, a += 2, b += 2 * kLowPanel)
+    Pair::template step<M, P>(acc, a, g.elements_row, b, g.b_panel);
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 16
+    for (int v = 0; v < P * V; ++v)
+      store<float>(g.c + m * g.c_row + (v / V) * g.c_panel + (v % V) * W, acc[m][v]);
+  }
+}
+
+// g with its rows or its columns begun further on.
+FUSEDLSTM_INLINE GemmBf16 from_row(GemmBf16 g, ptrdiff_t m) {
+  g.M -= m;
+  g.a += m * g.a_row;
+  if (g.init) g.init += m * g.init_row;
+  g.c += m * g.c_row;
+  return g;
+}
+FUSEDLSTM_INLINE GemmBf16 from_panel(GemmBf16 g, ptrdiff_t p) {
+  g.N -= p * kLowPanel;
+  g.b += p * g.b_panel;
+  if (g.init) g.init += p * g.c_panel;
+  g.c += p * g.c_panel;
+  return g;
+}
+
+template <class Pair, int M, int P>
+FUSEDLSTM_INLINE void bf16_tiles_of(VectorGemm<Pair>& g) {
+  for (; g.M >= M; g.elements += M * g.elements_row) {
+    bf16_tile<Pair, M, P>(g);
+    static_cast<GemmBf16&>(g) = from_row(g, M);
+  }
+}
+template <class Pair, int P>
+void bf16_row_tiles(VectorGemm<Pair> g) {
+  bf16_tiles_of<Pair, Pair::kRows, P>(g);
+  if constexpr (Pair::kRows > 2) bf16_tiles_of<Pair, 2, P>(g);
+  bf16_tiles_of<Pair, 1, P>(g);
+}
+template <class Pair, int P>
+void bf16_single_rows(VectorGemm<Pair> g) {
+  bf16_tiles_of<Pair, 1, P>(g);
+}
+
+// Whole panels by vectors: a group of panels of B stays in the cache while the rows pass by.
+template <class Pair>
+struct ByVectors {
+  static void run(const GemmBf16& g) {
+    if constexpr (sizeof(typename Pair::Element) == sizeof(uint16_t)) {
+      run(VectorGemm<Pair>{g, g.a, g.a_row});
+      return;
+    } else {
+      constexpr ptrdiff_t rows = 48;
+      float widened[rows * kDepth];
+      for (GemmBf16 part = g; part.M > 0; part = from_row(part, rows)) {
+        GemmBf16 block = part;
+        block.M = least(part.M, rows);
+        widen(block.M, low_padded(g.K), part.a, part.a_row, widened);
+        run(VectorGemm<Pair>{block, widened, low_padded(g.K)});
+      }
+    }
+  }
+
+ private:
+  static void widen(ptrdiff_t rows, ptrdiff_t n, const uint16_t* x, ptrdiff_t x_row, float* y) {
+    for (ptrdiff_t r = 0; r < rows; ++r, x += x_row, y += n)
+      for (ptrdiff_t k = 0; k < n; ++k) {
+        const uint32_t bits = static_cast<uint32_t>(x[k]) << 16;
+        __builtin_memcpy(y + k, &bits, 4);
+      }
+  }
+  static void run(VectorGemm<Pair> g) {
+    const auto next = [&](ptrdiff_t panels) { static_cast<GemmBf16&>(g) = from_panel(g, panels); };
+    if (g.M < 2)  // more panels at a time, to hide the latency of the sums
+      for (; g.N >= 2 * Pair::kPanels * kLowPanel; next(2 * Pair::kPanels))
+        bf16_single_rows<Pair, 2 * Pair::kPanels>(g);
+    for (; g.N >= Pair::kPanels * kLowPanel; next(Pair::kPanels)) bf16_row_tiles<Pair, Pair::kPanels>(g);
+    for (; g.N > 0; next(1)) bf16_row_tiles<Pair, 1>(g);
+  }
+};
+
+// C = init + A B by blocks of k, for which B's panels stay in the cache. `Panels` takes whole panels only.
+template <class Panels>
+void gemm_bf16_blocks(GemmBf16 g) {
+  const ptrdiff_t K = g.K;
+  ptrdiff_t k = 0;
+  do {
+    g.K = least(kDepth, K - k);
+    Panels::run(g);
+    k += g.K;
+    g.a += g.K;
+    g.b += g.K * kLowPanel;
+    g.init = g.c;
+    g.init_row = g.c_row;
+  } while (k < K);
+}
+
+template <class Panels>
+void gemm_bf16(const GemmBf16& g) {
+  if (g.M <= 0) return;
+  const ptrdiff_t whole = g.N / kLowPanel, columns = g.N % kLowPanel;
+  if (whole > 0) {
+    GemmBf16 part = g;
+    part.N = whole * kLowPanel;
+    gemm_bf16_blocks<Panels>(part);
+  }
+  if (columns == 0) return;
+  constexpr ptrdiff_t rows = 32;  // a last panel that is only partly there
+  float edge[rows * kLowPanel];
+  for (GemmBf16 part = from_panel(g, whole); part.M > 0; part = from_row(part, rows)) {
+    const ptrdiff_t M = least(part.M, rows);
+    for (ptrdiff_t m = 0; m < M; ++m)
+      for (ptrdiff_t j = 0; j < kLowPanel; ++j)
+        edge[m * kLowPanel + j] = part.init && j < columns ? part.init[m * part.init_row + j] : 0.0f;
+    GemmBf16 tile = part;
+    tile.M = M;
+    tile.N = kLowPanel;
+    tile.init = tile.c = edge;
+    tile.init_row = tile.c_row = kLowPanel;
+    gemm_bf16_blocks<Panels>(tile);
+    for (ptrdiff_t m = 0; m < M; ++m)
+      for (ptrdiff_t j = 0; j < columns; ++j) part.c[m * part.c_row + j] = edge[m * kLowPanel + j];
+  }
+}
+
+// Rows [0, R) of `x` in the order given, n columns from the first, to panels whose k is the row.
+FUSEDLSTM_INLINE void pack_rows_bf16(ptrdiff_t R, ptrdiff_t n, const uint16_t* x, ptrdiff_t x_row,
+                                     const int32_t* order, uint16_t* panels) {
+  static const uint16_t zeros[kLowPanel] = {};
+  const auto row = [&](ptrdiff_t r) { return x + (order ? order[r] : r) * x_row; };
+  for (ptrdiff_t r = 0; r < low_padded(R); r += 2) {
+    for (ptrdiff_t j0 = 0; j0 < n; j0 += kLowPanel) {
+      const uint16_t *even = r < R ? row(r) + j0 : zeros, *odd = r + 1 < R ? row(r + 1) + j0 : zeros;
+      uint16_t* pairs = panels + j0 * low_padded(R) + r * kLowPanel;
+      if (n - j0 >= kLowPanel) {
+        for (ptrdiff_t j = 0; j < kLowPanel; j += kLanes<float>)
+          store_pairs(pairs + 2 * j, zip(even + j, odd + j));
+      } else {
+        for (ptrdiff_t j = 0; j < kLowPanel; ++j) {
+          pairs[2 * j] = j < n - j0 ? even[j] : static_cast<uint16_t>(0);
+          pairs[2 * j + 1] = j < n - j0 ? odd[j] : static_cast<uint16_t>(0);
+        }
+      }
+    }
+  }
+}
+
+// Columns [0, n) of R rows of `x` in the order given, to rows of low_padded(R): y[j][r] = x[order[r]][j].
+FUSEDLSTM_INLINE void transpose_bf16(ptrdiff_t R, ptrdiff_t n, const uint16_t* x, ptrdiff_t x_row,
+                                     const int32_t* order, uint16_t* y) {
+  constexpr ptrdiff_t W = kLanes<float>;
+  const ptrdiff_t y_row = low_padded(R), whole = n / W * W;
+  const auto row = [&](ptrdiff_t r) { return x + (order ? order[r] : r) * x_row; };
+  ptrdiff_t r = 0;
+  for (; r + 2 * W <= R; r += 2 * W) {
+    for (ptrdiff_t j = 0; j < whole; j += W) {
+      Vec<float> square[W];
+#pragma GCC unroll 16
+      for (ptrdiff_t i = 0; i < W; ++i) square[i] = zip(row(r + 2 * i) + j, row(r + 2 * i + 1) + j);
+      transpose<float>(square);
+#pragma GCC unroll 16
+      for (ptrdiff_t i = 0; i < W; ++i) store_pairs(y + (j + i) * y_row + r, square[i]);
+    }
+    for (ptrdiff_t i = r; i < r + 2 * W; ++i)
+      for (ptrdiff_t j = whole; j < n; ++j) y[j * y_row + i] = row(i)[j];
+  }
+  for (; r < y_row; ++r)
+    for (ptrdiff_t j = 0; j < n; ++j) y[j * y_row + r] = r < R ? row(r)[j] : static_cast<uint16_t>(0);
+}
+
+// C[m][n] += sum over rows r, in the order given, of A[r][m] B[r][n]: weight gradients. Rows are gathered in
+// blocks, a multiple of kLowBlock but for the last, into panels of B and rows of A^T.
+template <class Panels>
+void gemm_transposed_bf16(const GemmTransposedBf16& g) {
+  uint16_t *const packed_b = g.scratch, *const packed_a = g.scratch + low_packed_size(kReductionBlock, g.N);
+  for (ptrdiff_t r = 0; r < g.R; r += kReductionBlock) {
+    const ptrdiff_t K = least(kReductionBlock, g.R - r);
+    const auto rows = [&](const int32_t* order) { return order ? order + r : nullptr; };
+    pack_rows_bf16(K, g.N, g.b + (g.b_rows ? 0 : r * g.b_row), g.b_row, rows(g.b_rows), packed_b);
+    for (ptrdiff_t m = 0; m < g.M; m += kReductionColumnsBf16) {
+      const ptrdiff_t M = least(kReductionColumnsBf16, g.M - m);
+      transpose_bf16(K, M, g.a + (g.a_rows ? 0 : r * g.a_row) + m, g.a_row, rows(g.a_rows), packed_a);
+      gemm_bf16<Panels>({.M = M,
+                         .N = g.N,
+                         .K = K,
+                         .a = packed_a,
+                         .a_row = low_padded(K),
+                         .b = packed_b,
+                         .b_panel = low_padded(K) * kLowPanel,
+                         .init = g.c + m * g.c_row,
+                         .init_row = g.c_row,
+                         .c = g.c + m * g.c_row,
+                         .c_row = g.c_row});
+    }
+  }
+}
+
+template <class Panels>
+constexpr Bf16Kernels bf16_kernels() {
+  return {.round_rows = round_rows,
+          .pack = pack_bf16,
+          .gemm = gemm_bf16<Panels>,
+          .gemm_transposed = gemm_transposed_bf16<Panels>};
+}
+
+}  // namespace
+}  // namespace fusedlstm

@@ -1,0 +1,217 @@
+// Products of int8 matrices for inference. Sums are exact in int32, so that their order is no matter and
+// every instruction set gives the same bits; only what is done with a sum afterwards is float32:
+//
+//   c = init + column_scale * (row_scale * sum)        each operation rounded once
+#pragma once
+
+#include "kernels/simd.h"
+#include "kernels/table.h"
+
+namespace fusedlstm {
+namespace {
+
+constexpr float kInt8Steps = 127;
+
+// To the nearest integer, ties to even; |x| < 2^22.
+FUSEDLSTM_INLINE int8_t to_int8(float x) {
+  const float steps = (x + 12582912.0f) - 12582912.0f;
+  return static_cast<int8_t>(steps > kInt8Steps ? kInt8Steps : steps < -kInt8Steps ? -kInt8Steps : steps);
+}
+
+// The scale max |x| / 127 of n values, `stride` apart; NaN if one of them is not finite, which makes every
+// product with them NaN.
+FUSEDLSTM_INLINE float int8_scale(ptrdiff_t n, const float* x, ptrdiff_t stride) {
+  float most = 0, zero = 0;
+  for (ptrdiff_t j = 0; j < n; ++j) {
+    const float magnitude = __builtin_fabsf(x[j * stride]);
+    most = magnitude > most ? magnitude : most;
+    zero += x[j * stride] * 0.0f;  // NaN from NaN and infinities
+  }
+  return zero == 0 ? most / kInt8Steps : __builtin_nanf("");
+}
+FUSEDLSTM_INLINE float inverse_scale(float scale) { return scale > 0 ? 1 / scale : 0.0f; }
+
+void quantise_rows(ptrdiff_t rows, ptrdiff_t n, ptrdiff_t padded, const float* x, ptrdiff_t x_row, int8_t* y,
+                   ptrdiff_t y_row, float* scales) {
+  for (ptrdiff_t r = 0; r < rows; ++r, x += x_row, y += y_row) {
+    if (scales) scales[r] = int8_scale(n, x, 1);
+    const float inverse = scales ? inverse_scale(scales[r]) : kInt8Steps;
+    for (ptrdiff_t j = 0; j < n; ++j)
+      y[j] = x[j] == x[j] && inverse > 0 ? to_int8(x[j] * inverse) : int8_t(0);
+    for (ptrdiff_t j = n; j < padded; ++j) y[j] = 0;
+  }
+}
+
+// A panel is [k/4][column][4], and then 128 times the sum of each column for kernels that multiply k + 128.
+void pack_int8(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t k_stride, ptrdiff_t n_stride,
+               int8_t* panels, float* scales) {
+  for (ptrdiff_t n0 = 0; n0 < N; n0 += kLowPanel, panels += int8_panel(K)) {
+    for (ptrdiff_t j = 0; j < kLowPanel; ++j) {
+      const float* column = source + (n0 + j) * n_stride;
+      const bool there = n0 + j < N;
+      const float scale = there ? int8_scale(K, column, k_stride) : 0.0f, inverse = inverse_scale(scale);
+      int32_t sum = 0;
+      for (ptrdiff_t k = 0; k < low_padded(K); ++k) {
+        const int8_t weight = k < K && inverse > 0 ? to_int8(column[k * k_stride] * inverse) : int8_t(0);
+        panels[k / 4 * 4 * kLowPanel + 4 * j + k % 4] = weight;
+        sum += weight;
+      }
+      sum *= 128;
+      __builtin_memcpy(panels + low_padded(K) * kLowPanel + 4 * j, &sum, 4);
+      if (there) scales[n0 + j] = scale;
+    }
+  }
+}
+
+// Sums of M rows and P panels, by the instructions at hand.
+#if defined(FUSEDLSTM_INT8_VNNI)
+constexpr int kInt8Rows = 4, kInt8Panels = 4, kInt8FewRowsPanels = 8;
+template <int M, int P>
+FUSEDLSTM_INLINE void int8_sums(const GemmInt8& g, int32_t (&sums)[M][P][kLowPanel]) {
+  __m512i acc[M][P] = {};
+  const int8_t *a = g.a, *b = g.b;
+  const __m512i offset = _mm512_set1_epi8(static_cast<char>(0x80));  // a + 128 is unsigned
+  for (ptrdiff_t k = 0; k < g.K; k += 4, a += 4, b += 4 * kLowPanel) {
+    __m512i b_k[P];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) b_k[p] = _mm512_loadu_si512(b + p * g.b_panel);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      int quad;
+      __builtin_memcpy(&quad, a + m * g.a_row, 4);
+      const __m512i a_k = _mm512_xor_si512(_mm512_set1_epi32(quad), offset);
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) acc[m][p] = _mm512_dpbusd_epi32(acc[m][p], a_k, b_k[p]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+    const __m512i column_sums = _mm512_loadu_si512(g.b + p * g.b_panel + low_padded(g.K) * kLowPanel);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) _mm512_storeu_si512(sums[m][p], _mm512_sub_epi32(acc[m][p], column_sums));
+  }
+}
+#elif defined(FUSEDLSTM_LEVEL_AVX512) || defined(FUSEDLSTM_LEVEL_AVX2)
+#if defined(FUSEDLSTM_LEVEL_AVX512)
+using Int8Vector = __m512i;
+constexpr int kInt8Rows = 4, kInt8Panels = 2, kInt8FewRowsPanels = 4;
+// With a full mask, as in simd.h.
+FUSEDLSTM_INLINE __m512i widen_int8(const int8_t* p) {
+  return _mm512_maskz_cvtepi8_epi16(0xffffffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+FUSEDLSTM_INLINE __m512i widen_quad(int quad) {
+  return _mm512_maskz_broadcastq_epi64(0xff, _mm_cvtepi8_epi16(_mm_cvtsi32_si128(quad)));
+}
+FUSEDLSTM_INLINE __m512i multiply_add_int16(__m512i a, __m512i b, __m512i c) {
+  return _mm512_add_epi32(c, _mm512_madd_epi16(a, b));
+}
+#else
+using Int8Vector = __m256i;
+constexpr int kInt8Rows = 2, kInt8Panels = 1, kInt8FewRowsPanels = 2;
+FUSEDLSTM_INLINE __m256i widen_int8(const int8_t* p) {
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+FUSEDLSTM_INLINE __m256i widen_quad(int quad) {
+  return _mm256_broadcastq_epi64(_mm_cvtepi8_epi16(_mm_cvtsi32_si128(quad)));
+}
+FUSEDLSTM_INLINE __m256i multiply_add_int16(__m256i a, __m256i b, __m256i c) {
+  return _mm256_add_epi32(c, _mm256_madd_epi16(a, b));
+}
+#endif
+template <int M, int P>
+FUSEDLSTM_INLINE void int8_sums(const GemmInt8& g, int32_t (&sums)[M][P][kLowPanel]) {
+  constexpr int bytes = kVectorBytes / 2, V = 4 * static_cast<int>(kLowPanel) / bytes;  // vectors of a panel
+  Int8Vector acc[M][P * V] = {};  // a column's sum in two parts: k and k + 1, k + 2 and k + 3
+  const int8_t *a = g.a, *b = g.b;
+  for (ptrdiff_t k = 0; k < g.K; k += 4, a += 4, b += 4 * kLowPanel) {
+    Int8Vector b_k[P * V];
+#pragma GCC unroll 16
+    for (int v = 0; v < P * V; ++v) b_k[v] = widen_int8(b + (v / V) * g.b_panel + (v % V) * bytes);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      int quad;
+      __builtin_memcpy(&quad, a + m * g.a_row, 4);
+      const Int8Vector a_k = widen_quad(quad);
+#pragma GCC unroll 16
+      for (int v = 0; v < P * V; ++v) acc[m][v] = multiply_add_int16(a_k, b_k[v], acc[m][v]);
+    }
+  }
+  for (int m = 0; m < M; ++m) {
+    int32_t parts[P * 2 * kLowPanel];
+    __builtin_memcpy(parts, acc[m], sizeof parts);
+    for (int p = 0; p < P; ++p)
+      for (int j = 0; j < kLowPanel; ++j)
+        sums[m][p][j] = parts[p * 2 * kLowPanel + 2 * j] + parts[p * 2 * kLowPanel + 2 * j + 1];
+  }
+}
+#else
+constexpr int kInt8Rows = 2, kInt8Panels = 1, kInt8FewRowsPanels = 1;
+template <int M, int P>
+FUSEDLSTM_INLINE void int8_sums(const GemmInt8& g, int32_t (&sums)[M][P][kLowPanel]) {
+  for (int m = 0; m < M; ++m)
+    for (int p = 0; p < P; ++p) {
+      int32_t* const sum = sums[m][p];
+      for (int j = 0; j < kLowPanel; ++j) sum[j] = 0;
+      for (ptrdiff_t k = 0; k < g.K; k += 4) {
+        const int8_t *a = g.a + m * g.a_row + k, *b = g.b + p * g.b_panel + k * kLowPanel;
+        for (int j = 0; j < kLowPanel; ++j)
+          sum[j] += a[0] * b[4 * j] + a[1] * b[4 * j + 1] + a[2] * b[4 * j + 2] + a[3] * b[4 * j + 3];
+      }
+    }
+}
+#endif
+
+template <int M, int P>
+void int8_tile(const GemmInt8& g) {
+  int32_t sums[M][P][kLowPanel];
+  int8_sums<M, P>(g, sums);
+  for (int m = 0; m < M; ++m) {
+    for (int p = 0; p < P; ++p) {
+      const float *init = g.init + m * g.init_row + p * g.c_panel, *scale = g.column_scale + p * g.c_panel;
+      float* const c = g.c + m * g.c_row + p * g.c_panel;
+      float values[kLowPanel];
+      for (int j = 0; j < kLowPanel; ++j) values[j] = static_cast<float>(sums[m][p][j]);
+      if (g.row_scale)
+        for (int j = 0; j < kLowPanel; ++j) values[j] *= g.row_scale[m];
+      for (int j = 0; j < kLowPanel; ++j) c[j] = init[j] + scale[j] * values[j];
+    }
+  }
+}
+
+FUSEDLSTM_INLINE void next_rows(GemmInt8& g, ptrdiff_t m) {
+  g.M -= m;
+  g.a += m * g.a_row;
+  g.init += m * g.init_row;
+  g.c += m * g.c_row;
+  if (g.row_scale) g.row_scale += m;
+}
+
+template <int P>
+void int8_panels(GemmInt8 g) {
+  if constexpr (P <= kInt8Panels)
+    for (; g.M >= kInt8Rows; next_rows(g, kInt8Rows)) int8_tile<kInt8Rows, P>(g);
+  for (; g.M > 0; next_rows(g, 1)) int8_tile<1, P>(g);
+}
+
+void gemm_int8(const GemmInt8& whole) {
+  GemmInt8 g = whole;
+  const auto next = [&](ptrdiff_t panels) {
+    g.N -= panels * kLowPanel;
+    g.b += panels * g.b_panel;
+    g.column_scale += panels * g.c_panel;
+    g.init += panels * g.c_panel;
+    g.c += panels * g.c_panel;
+  };
+  if (g.M < kInt8Rows)
+    for (; g.N >= kInt8FewRowsPanels * kLowPanel; next(kInt8FewRowsPanels))
+      int8_panels<kInt8FewRowsPanels>(g);
+  for (; g.N >= kInt8Panels * kLowPanel; next(kInt8Panels)) int8_panels<kInt8Panels>(g);
+  for (; g.N > 0; next(1)) int8_panels<1>(g);
+}
+
+constexpr Int8Kernels int8_kernels() {
+  return {.quantise_rows = quantise_rows, .pack = pack_int8, .gemm = gemm_int8};
+}
+
+}  // namespace
+}  // namespace fusedlstm

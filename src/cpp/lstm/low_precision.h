@@ -1,0 +1,155 @@
+// Products whose operands are rounded to bfloat16 or int8. Sums, gates and c are float32.
+#pragma once
+
+#include <algorithm>
+
+#include "lstm/packing.h"
+#include "runtime/products.h"
+
+namespace fusedlstm {
+
+// Rows of n values in the type that products take.
+struct LowRows {
+  ptrdiff_t n = 0, pitch = 0;
+  Buffer<uint16_t> bf16;
+  Buffer<int8_t> int8;
+  Buffer<float> scale;  // int8: of each row
+
+  LowRows() = default;
+  LowRows(Compute compute, ptrdiff_t rows, ptrdiff_t columns)
+      : n(columns),
+        pitch(low_pitch(columns)),
+        bf16(compute == Compute::kBfloat16 ? rows * pitch : 0),
+        int8(compute == Compute::kInt8 ? rows * pitch : 0),
+        scale(compute == Compute::kInt8 ? rows : 0) {}
+
+  // Whole rows [first, first + rows) = x. `hidden`: values in [-1, 1], which int8 counts in steps of 1/127;
+  // others have a scale for each row.
+  void round(const Level& level, ptrdiff_t first, ptrdiff_t rows, const float* x, ptrdiff_t x_row,
+             bool hidden) {
+    if (bf16.size())
+      level.bf16.round_rows(rows, n, low_padded(n), x, x_row, bf16.data() + first * pitch, pitch);
+    else
+      level.int8.quantise_rows(rows, n, low_padded(n), x, x_row, int8.data() + first * pitch, pitch,
+                               hidden ? nullptr : scale.data() + first);
+  }
+  void round_share(const Level& level, ptrdiff_t rows, const float* x, ptrdiff_t x_row, bool hidden,
+                   const Team& team) {
+    const Share share = share_of(rows, team.thread(), team.threads());
+    round(level, share.begin, share.size(), x + share.begin * x_row, x_row, hidden);
+  }
+  // A block of hidden units of the rows first, first + stride ...; the last block fills up with zeros.
+  void round_units(const Level& level, ptrdiff_t first, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t begin,
+                   ptrdiff_t count, const float* h, ptrdiff_t h_row) {
+    const ptrdiff_t padded = begin + count >= n ? low_padded(n) - begin : count, at = first * pitch + begin;
+    if (bf16.size())
+      level.bf16.round_rows(rows, count, padded, h, h_row, bf16.data() + at, stride * pitch);
+    else
+      level.int8.quantise_rows(rows, count, padded, h, h_row, int8.data() + at, stride * pitch, nullptr);
+  }
+  void copy_row(ptrdiff_t from, ptrdiff_t to) {
+    if (bf16.size()) std::copy_n(bf16.data() + from * pitch, pitch, bf16.data() + to * pitch);
+    if (int8.size()) std::copy_n(int8.data() + from * pitch, pitch, int8.data() + to * pitch);
+  }
+};
+
+inline GemmBf16 bf16_product(const LowRows& a, const LowMatrix& b) {
+  return {.K = a.n,
+          .a = a.bf16.data(),
+          .a_row = a.pitch,
+          .b = b.bf16.data(),
+          .b_panel = low_padded(a.n) * kLowPanel};
+}
+inline GemmInt8 int8_product(const LowRows& a, const LowMatrix& b) {
+  return {.K = a.n,
+          .a = a.int8.data(),
+          .a_row = a.pitch,
+          .b = b.int8.data(),
+          .b_panel = int8_panel(a.n),
+          .column_scale = b.scale.data()};
+}
+
+// A thread's share of to (rows, 4, H_pad) = W x + b.
+inline void low_input_share(const Level& level, const PackedLayer<float>& layer, const LowRows& x,
+                            ptrdiff_t rows, bool hidden, float* to, ptrdiff_t to_row, Team& team) {
+  const auto fill = [&](auto product) {
+    product.M = rows;
+    product.N = layer.bias.size();
+    product.init = layer.bias.data();
+    product.init_row = 0;
+    product.c = to;
+    product.c_row = to_row;
+    return product;
+  };
+  if (x.bf16.size()) {
+    gemm_share(level.bf16, fill(bf16_product(x, layer.low_input)), team);
+  } else {
+    GemmInt8 product = fill(int8_product(x, layer.low_input));
+    product.row_scale = hidden ? nullptr : x.scale.data();
+    gemm_share(level.int8, product, team);
+  }
+}
+
+// The step that `s` describes, but for its product: input + R h_{t-1} goes to `sums` (M, 4, H_pad), which may
+// be the input itself, and the rounded h_t to h_next. Row m of `s` is row first + m stride of h_prev and
+// h_next.
+inline void low_cell_forward(const Level& level, const PackedLayer<float>& layer, CellForward<float> s,
+                             float* sums, ptrdiff_t sums_row, const LowRows& h_prev, LowRows& h_next,
+                             ptrdiff_t first, ptrdiff_t stride) {
+  // Few rows: whole gates at a time. Many: blocks whose sums stay in the first-level cache for the gates.
+  constexpr ptrdiff_t few_rows = 4, rows_together = 64;
+  const bool few = s.M <= few_rows;
+  const ptrdiff_t gate_panels = s.H_pad / kLowPanel,
+                  units_together = few ? s.unit_end - s.unit_begin : kLowPanel;
+  for (ptrdiff_t u = s.unit_begin; u < s.unit_end; u += units_together) {
+    for (ptrdiff_t m = 0; m < s.M; m += rows_together) {
+      CellForward<float> part = s;
+      part.M = std::min(rows_together, s.M - m);
+      part.unit_begin = u;
+      part.unit_end = u + units_together;
+      const auto multiply = [&](auto product, const auto& gemm) {
+        product.M = part.M;
+        product.a += (first + m * stride) * product.a_row;
+        product.a_row *= stride;
+        product.b += u / kLowPanel * product.b_panel;
+        product.init = s.input + m * s.input_row + u;
+        product.init_row = s.input_row;
+        product.c = sums + m * sums_row + u;
+        product.c_row = sums_row;
+        if (!few) {  // one panel of each gate
+          product.N = 4 * kLowPanel;
+          product.b_panel *= gate_panels;
+          product.c_panel = s.H_pad;
+          gemm(product, ptrdiff_t{0});
+          return;
+        }
+        product.N = units_together;
+        for (ptrdiff_t gate = 0; gate < 4; ++gate) {
+          gemm(product, gate * s.H_pad);
+          product.b += gate_panels * product.b_panel;
+          product.init += s.H_pad;
+          product.c += s.H_pad;
+        }
+      };
+      if (h_prev.bf16.size())
+        multiply(bf16_product(h_prev, layer.low_recurrent),
+                 [&](const GemmBf16& product, ptrdiff_t) { level.bf16.gemm(product); });
+      else
+        multiply(int8_product(h_prev, layer.low_recurrent), [&](GemmInt8 product, ptrdiff_t column) {
+          product.column_scale += u + column;
+          level.int8.gemm(product);
+        });
+      part.recurrent = nullptr;
+      part.input = sums + m * sums_row;
+      part.input_row = sums_row;
+      if (s.gates) part.gates += m * s.gates_row;
+      part.c_prev += m * s.c_row;
+      part.c += m * s.c_row;
+      part.h += m * s.h_row;
+      level.f32.cell_forward(part);
+      h_next.round_units(level, first + m * stride, stride, part.M, u, units_together, part.h + u, s.h_row);
+    }
+  }
+}
+
+}  // namespace fusedlstm

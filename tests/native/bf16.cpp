@@ -1,0 +1,179 @@
+// The bfloat16 products of one level against scalar code, bit for bit, in the order that the level documents.
+#include <algorithm>
+
+#include "check.h"
+
+namespace fusedlstm_tests {
+namespace {
+
+using namespace fusedlstm;
+
+float widen(uint16_t x) { return std::bit_cast<float>(static_cast<uint32_t>(x) << 16); }
+
+// Rounding as arithmetic: of the two neighbours the nearer one, or the one with the even last bit.
+uint16_t nearest(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  if (std::isnan(x)) return static_cast<uint16_t>((bits >> 16) | 0x40);
+  const uint16_t low = static_cast<uint16_t>(bits >> 16), high = static_cast<uint16_t>(low + 1);
+  if (std::isinf(x)) return low;
+  // beyond the largest finite number the next one counts as 2^128
+  const auto value = [](uint16_t b) {
+    const double v = static_cast<double>(widen(b));
+    return std::isinf(v) ? std::copysign(0x1p128, v) : v;
+  };
+  const double below = std::abs(value(low) - static_cast<double>(x)),
+               above = std::abs(value(high) - static_cast<double>(x));
+  return below < above || (below == above && low % 2 == 0) ? low : high;
+}
+
+// c + sum over k < K of a[k] b[k], in the order of the level.
+float product(const std::string& level, ptrdiff_t K, const uint16_t* a, const auto& b, float c) {
+  const auto term = [&](ptrdiff_t k, float sum) {
+    return k < K ? std::fma(widen(a[k]), widen(b(k)), sum) : sum;
+  };
+  if (level == "amx") {
+    for (ptrdiff_t k0 = 0; k0 < K; k0 += 32) {
+      float even = 0, odd = 0;
+      for (ptrdiff_t k = k0; k < k0 + 32; k += 2) even = term(k, even), odd = term(k + 1, odd);
+      c = c + (even + odd);
+    }
+  } else if (level == "avx512_bf16") {
+    for (ptrdiff_t k = 0; k < K; k += 2) c = term(k, term(k + 1, c));
+  } else {
+    for (ptrdiff_t k = 0; k < K; ++k) c = term(k, c);
+  }
+  return c;
+}
+
+std::vector<uint16_t> rounded_rows(const Level& level, ptrdiff_t rows, ptrdiff_t n,
+                                   const std::vector<float>& x) {
+  std::vector<uint16_t> y(static_cast<size_t>(rows * low_padded(n)), 0xffff);
+  level.bf16.round_rows(rows, n, low_padded(n), x.data(), n, y.data(), low_padded(n));
+  return y;
+}
+
+void test_rounding(const Level& level) {
+  std::vector<float> x;
+  for (uint32_t bits = 0; bits < 0xffff0000u; bits += 0x6789) x.push_back(std::bit_cast<float>(bits));
+  for (const uint32_t high : {0x3f80u, 0x3f81u, 0x7f7fu, 0x0000u, 0x8000u, 0xff7fu, 0x7f80u, 0xff80u})
+    for (const uint32_t low : {0u, 1u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu})
+      x.push_back(std::bit_cast<float>(high << 16 | low));
+  const ptrdiff_t n = static_cast<ptrdiff_t>(x.size());
+  std::vector<uint16_t> expected(static_cast<size_t>(low_padded(n)), 0);
+  std::transform(x.begin(), x.end(), expected.begin(), nearest);
+  expect(same_bits(rounded_rows(level, 1, n, x), expected), std::string(level.name) + " bf16 round_rows");
+}
+
+void test_gemm(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int init_kind) {
+  Values values(static_cast<uint32_t>(M * 10007 + N * 101 + K));
+  const auto a = rounded_rows(level, M, K, values.vector<float>(M * K));
+  const auto b = values.vector<float>(N * K), init = values.vector<float>(std::max(M, ptrdiff_t{1}) * N);
+  std::vector<uint16_t> panels(static_cast<size_t>(low_packed_size(K, N)), 0xffff);
+  level.bf16.pack(K, N, b.data(), 1, K, panels.data());  // B comes transposed, as (N, K)
+  const ptrdiff_t c_row = N + 3, init_row = init_kind == 2 ? N : 0;
+  std::vector<float> c = values.vector<float>(M * c_row), expected = c;
+  level.bf16.gemm({.M = M,
+                   .N = N,
+                   .K = K,
+                   .a = a.data(),
+                   .a_row = low_padded(K),
+                   .b = panels.data(),
+                   .b_panel = low_padded(K) * kLowPanel,
+                   .init = init_kind ? init.data() : nullptr,
+                   .init_row = init_row,
+                   .c = c.data(),
+                   .c_row = c_row});
+  for (ptrdiff_t m = 0; m < M; ++m)
+    for (ptrdiff_t n = 0; n < N; ++n)
+      expected[static_cast<size_t>(m * c_row + n)] = product(
+          level.name, K, a.data() + m * low_padded(K),
+          [&](ptrdiff_t k) { return nearest(b[static_cast<size_t>(n * K + k)]); },
+          init_kind ? init[static_cast<size_t>(m * init_row + n)] : 0.0f);
+  expect(same_bits(c, expected), std::string(level.name) + " bf16 gemm M=" + std::to_string(M) +
+                                     " N=" + std::to_string(N) + " K=" + std::to_string(K));
+}
+
+// One unit block of a recurrent product: four panels that lie apart, added to in place.
+void test_gemm_panels(const Level& level, ptrdiff_t M, ptrdiff_t K) {
+  constexpr ptrdiff_t H_pad = 48, block = 16;
+  Values values(static_cast<uint32_t>(M * 131 + K));
+  const auto a = rounded_rows(level, M, K, values.vector<float>(M * K));
+  const auto b = values.vector<float>(4 * H_pad * K);
+  std::vector<uint16_t> panels(static_cast<size_t>(low_packed_size(K, 4 * H_pad)));
+  level.bf16.pack(K, 4 * H_pad, b.data(), 1, K, panels.data());
+  std::vector<float> c = values.vector<float>(M * 4 * H_pad), expected = c;
+  const ptrdiff_t panel = low_padded(K) * kLowPanel;
+  level.bf16.gemm({.M = M,
+                   .N = 4 * kLowPanel,
+                   .K = K,
+                   .a = a.data(),
+                   .a_row = low_padded(K),
+                   .b = panels.data() + block / kLowPanel * panel,
+                   .b_panel = H_pad / kLowPanel * panel,
+                   .init = c.data() + block,
+                   .init_row = 4 * H_pad,
+                   .c = c.data() + block,
+                   .c_row = 4 * H_pad,
+                   .c_panel = H_pad});
+  for (ptrdiff_t m = 0; m < M; ++m)
+    for (ptrdiff_t n = 0; n < 4 * H_pad; ++n)
+      if (n % H_pad / kLowPanel == 1)
+        expected[static_cast<size_t>(m * 4 * H_pad + n)] = product(
+            level.name, K, a.data() + m * low_padded(K),
+            [&](ptrdiff_t k) { return nearest(b[static_cast<size_t>(n * K + k)]); },
+            expected[static_cast<size_t>(m * 4 * H_pad + n)]);
+  expect(same_bits(c, expected),
+         std::string(level.name) + " bf16 gemm of a unit block, M=" + std::to_string(M));
+}
+
+void test_gemm_transposed(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t R, bool gathered) {
+  Values values(static_cast<uint32_t>(M * 10007 + N * 101 + R));
+  const auto a = rounded_rows(level, R, M, values.vector<float>(R * M));
+  const auto b = rounded_rows(level, R, N, values.vector<float>(R * N));
+  std::vector<int32_t> rows(static_cast<size_t>(R));
+  for (ptrdiff_t r = 0; r < R; ++r) rows[static_cast<size_t>(r)] = static_cast<int32_t>((r * 7 + 3) % R);
+  std::vector<float> c = values.vector<float>(M * N), expected = c;
+  std::vector<uint16_t> scratch(static_cast<size_t>(transposed_scratch_bf16(N)));
+  level.bf16.gemm_transposed({.M = M,
+                              .N = N,
+                              .R = R,
+                              .a = a.data(),
+                              .a_row = low_padded(M),
+                              .a_rows = gathered ? rows.data() : nullptr,
+                              .b = b.data(),
+                              .b_row = low_padded(N),
+                              .b_rows = nullptr,
+                              .c = c.data(),
+                              .c_row = N,
+                              .scratch = scratch.data()});
+  std::vector<uint16_t> column(static_cast<size_t>(R));
+  for (ptrdiff_t m = 0; m < M; ++m) {
+    for (ptrdiff_t r = 0; r < R; ++r)
+      column[static_cast<size_t>(r)] =
+          a[static_cast<size_t>((gathered ? rows[static_cast<size_t>(r)] : r) * low_padded(M) + m)];
+    for (ptrdiff_t n = 0; n < N; ++n)
+      expected[static_cast<size_t>(m * N + n)] = product(
+          level.name, R, column.data(),
+          [&](ptrdiff_t r) { return b[static_cast<size_t>(r * low_padded(N) + n)]; },
+          expected[static_cast<size_t>(m * N + n)]);
+  }
+  expect(same_bits(c, expected), std::string(level.name) + " bf16 gemm_transposed M=" + std::to_string(M) +
+                                     " N=" + std::to_string(N) + " R=" + std::to_string(R));
+}
+
+}  // namespace
+
+void test_bf16(const Level& level) {
+  test_rounding(level);
+  for (const ptrdiff_t M : {0, 1, 2, 5, 6, 16, 17, 32, 33, 70})
+    for (const ptrdiff_t N : {1, 16, 33, 64, 150})
+      for (const ptrdiff_t K : {1, 2, 31, 32, 77})
+        test_gemm(level, M, N, K, static_cast<int>((M + N + K) % 3));
+  test_gemm(level, 40, 48, 1100, 1);  // more than one block of k
+  for (const ptrdiff_t M : {1, 7, 37}) test_gemm_panels(level, M, 45);
+  for (const ptrdiff_t M : {1, 13, 70})
+    for (const ptrdiff_t N : {1, 33})
+      for (const ptrdiff_t R : {0, 1, 34, 600}) test_gemm_transposed(level, M, N, R, (M + R) % 2 == 0);
+}
+
+}  // namespace fusedlstm_tests
