@@ -3,6 +3,7 @@
 #include "kernels/cell.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
+#include "kernels/step.h"
 
 #define FUSEDLSTM_JOIN_(a, b) a##b
 #define FUSEDLSTM_JOIN(a, b) FUSEDLSTM_JOIN_(a, b)
@@ -23,6 +24,7 @@ constexpr Kernels<T> kernels() {
       .gemm_transposed = gemm_transposed<T>,
       .cell_forward = cell_forward<T>,
       .cell_backward = cell_backward<T>,
+      .step_forward = step_forward<T>,
       .add = add<T>,
       .add_rows = add_rows<T>,
       .dropout_row = dropout_row<T>,

@@ -62,6 +62,16 @@ struct CellForward {
   T* h;  // (M, H_pad), h_row apart
 };
 
+// One step from its input: cell.input is the bias (input_row 0), or any rows that W x is to be added to.
+template <class T>
+struct StepForward {
+  CellForward<T> cell;
+  ptrdiff_t I;
+  const T* x;  // (M, I), x_row apart
+  ptrdiff_t x_row;
+  const T* weights;  // packed panels (I, 4 H_pad)
+};
+
 // Gate derivatives of M rows, written over the gates; dh_total = dh + dy, dc becomes the derivative of
 // c_prev.
 template <class T>
@@ -107,6 +117,7 @@ struct Kernels {
 
   void (*cell_forward)(const CellForward<T>&);
   void (*cell_backward)(const CellBackward<T>&);
+  void (*step_forward)(const StepForward<T>&);
 
   // y[0..n) += x
   void (*add)(ptrdiff_t n, const T* x, T* y);
