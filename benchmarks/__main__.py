@@ -5,13 +5,22 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import generation, harness, import_time, language_model_step, layer_inference, layer_training
+from . import (
+    generation,
+    harness,
+    import_time,
+    language_model_step,
+    layer_inference,
+    layer_training,
+    streaming,
+)
 
 BENCHMARKS = {
     "layer_inference": layer_inference.run,
     "layer_training": layer_training.run,
     "language_model_step": language_model_step.run,
     "generation": generation.run,
+    "streaming": streaming.run,
 }
 
 

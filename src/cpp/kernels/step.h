@@ -11,8 +11,10 @@
 namespace fusedlstm {
 namespace {
 
-constexpr int kStepRows = 3 * kTilePanels;  // rows x 4 gates stay within the registers of a tile
-constexpr int kStepBlocks = 2;              // of a single row: 8 chains hide the latency of fma
+// Blocks of units at a time: a single row needs two for enough chains to hide the latency of fma, and two
+// rows of two blocks fit where there are 32 registers.
+template <int M>
+constexpr int kStepBlocks = M == 1 ? 2 : kTilePanels;
 
 template <class T, int M, int V>
 FUSEDLSTM_INLINE void chains(ptrdiff_t K, const T* x, ptrdiff_t x_row, const T* const (&weights)[V],
@@ -36,7 +38,7 @@ FUSEDLSTM_INLINE void chains(ptrdiff_t K, const T* x, ptrdiff_t x_row, const T* 
 }
 
 template <class T, int M, int Blocks>
-__attribute__((noinline)) void step_tile(const StepForward<T>& s, ptrdiff_t m0, ptrdiff_t u) {
+__attribute__((noinline)) void step_tile(const StepForward<T>& s, ptrdiff_t u) {
   constexpr int W = kLanes<T>, V = 4 * Blocks;
   constexpr ptrdiff_t N = kPanel<T>;
   const CellForward<T>& cell = s.cell;
@@ -48,13 +50,13 @@ __attribute__((noinline)) void step_tile(const StepForward<T>& s, ptrdiff_t m0, 
     w[v] = s.weights + column / N * (s.I * N) + column % N;
     r[v] = cell.recurrent + unit * 4 * cell.H + gate / 2 * (cell.H * N) + gate % 2 * W;
 #pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) a[m][v] = load(cell.input + (m0 + m) * cell.input_row + column);
+    for (int m = 0; m < M; ++m) a[m][v] = load(cell.input + m * cell.input_row + column);
   }
-  chains<T, M, V>(s.I, s.x + m0 * s.x_row, s.x_row, w, a);
-  chains<T, M, V>(cell.H, cell.h_prev + m0 * cell.h_row, cell.h_row, r, a);
+  chains<T, M, V>(s.I, s.x, s.x_row, w, a);
+  chains<T, M, V>(cell.H, cell.h_prev, cell.h_row, r, a);
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {  // the gates of all blocks side by side: each alone is one long chain
-    const ptrdiff_t at = (m0 + m) * cell.c_row + u;
+    const ptrdiff_t at = m * cell.c_row + u;
     Vec<T> c[Blocks];
 #pragma GCC unroll 16
     for (int b = 0; b < Blocks; ++b) {
@@ -65,44 +67,23 @@ __attribute__((noinline)) void step_tile(const StepForward<T>& s, ptrdiff_t m0, 
     for (int b = 0; b < Blocks; ++b) {
       store<T>(cell.c + at + b * W, c[b]);
       const Vec<T> h = sigmoid<T>(a[m][4 * b + 3]) * tanh<T>(c[b]);
-      store<T>(cell.h + (m0 + m) * cell.h_row + u + b * W, h);
+      store<T>(cell.h + m * cell.h_row + u + b * W, h);
     }
   }
 }
 
 template <class T, int M>
-void step_rows(const StepForward<T>& s, ptrdiff_t m, ptrdiff_t u) {
-  if constexpr (M <= kStepRows) step_tile<T, M, 1>(s, m, u);
+void step_rows(const StepForward<T>& s) {
+  constexpr int W = kLanes<T>, blocks = kStepBlocks<M>;
+  ptrdiff_t u = s.cell.unit_begin;
+  for (; u + blocks * W <= s.cell.unit_end; u += blocks * W) step_tile<T, M, blocks>(s, u);
+  for (; u < s.cell.unit_end; u += W) step_tile<T, M, 1>(s, u);
 }
 
 template <class T>
 void step_forward(const StepForward<T>& s) {
-  constexpr int W = kLanes<T>;
-  ptrdiff_t u = s.cell.unit_begin;
-  if (s.cell.M == 1)
-    for (; u + kStepBlocks * W <= s.cell.unit_end; u += kStepBlocks * W)
-      step_tile<T, 1, kStepBlocks>(s, 0, u);
-  for (; u < s.cell.unit_end; u += W) {  // all rows of a block: its weights stay in the cache
-    ptrdiff_t m = 0;
-    for (; m + kStepRows <= s.cell.M; m += kStepRows) step_rows<T, kStepRows>(s, m, u);
-    switch (s.cell.M - m) {
-      case 1:
-        step_rows<T, 1>(s, m, u);
-        break;
-      case 2:
-        step_rows<T, 2>(s, m, u);
-        break;
-      case 3:
-        step_rows<T, 3>(s, m, u);
-        break;
-      case 4:
-        step_rows<T, 4>(s, m, u);
-        break;
-      case 5:
-        step_rows<T, 5>(s, m, u);
-        break;
-    }
-  }
+  if (s.cell.M == 1) step_rows<T, 1>(s);
+  if (s.cell.M == 2) step_rows<T, 2>(s);
 }
 
 }  // namespace

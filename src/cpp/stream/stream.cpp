@@ -9,7 +9,10 @@ namespace fusedlstm {
 
 template <class T>
 Stream<T>::Stream(std::shared_ptr<const PackedWeights<T>> weights, ptrdiff_t capacity)
-    : weights_(std::move(weights)), capacity_(capacity), pitch_(row_pitch<T>(weights_->shape.hidden_size)) {
+    : weights_(std::move(weights)),
+      capacity_(capacity),
+      pitch_(row_pitch<T>(weights_->shape.hidden_size)),
+      gates_(capacity > kStepRows ? capacity * 4 * weights_->shape.hidden_padded() : 0) {
   ids_.reserve(static_cast<size_t>(capacity));
   for (ptrdiff_t layer = 0; layer < shape().num_layers; ++layer) {
     const auto rows = [&] { return Buffer<T>::zeros(capacity * pitch_); };
@@ -63,26 +66,40 @@ void Stream<T>::step_layers(const T* x, ptrdiff_t x_row, T* y, ptrdiff_t y_row) 
   const Kernels<T>& k = weights_->kernels();
   const PackedLayer<T>* packed = weights_->layers.data();
   for (Layer& layer : layers_) {
-    k.step_forward({.cell = {.M = M,
-                             .H = H,
-                             .H_pad = H_pad,
-                             .unit_begin = 0,
-                             .unit_end = H_pad,
-                             .h_prev = layer.h.data(),
-                             .h_row = pitch_,
-                             .recurrent = packed->recurrent.data(),
-                             .input = packed->bias.data(),
-                             .input_row = 0,
-                             .gates = nullptr,
-                             .gates_row = 0,
-                             .c_prev = layer.c.data(),
-                             .c = layer.c.data(),
-                             .c_row = pitch_,
-                             .h = layer.h_next.data()},
-                    .I = packed->inputs,
-                    .x = x,
-                    .x_row = x_row,
-                    .weights = packed->input.data()});
+    CellForward<T> cell{.M = M,
+                        .H = H,
+                        .H_pad = H_pad,
+                        .unit_begin = 0,
+                        .unit_end = H_pad,
+                        .h_prev = layer.h.data(),
+                        .h_row = pitch_,
+                        .recurrent = packed->recurrent.data(),
+                        .input = packed->bias.data(),
+                        .input_row = 0,
+                        .gates = nullptr,
+                        .gates_row = 0,
+                        .c_prev = layer.c.data(),
+                        .c = layer.c.data(),
+                        .c_row = pitch_,
+                        .h = layer.h_next.data()};
+    if (M <= kStepRows) {
+      k.step_forward(
+          {.cell = cell, .I = packed->inputs, .x = x, .x_row = x_row, .weights = packed->input.data()});
+    } else {
+      k.gemm({.M = M,
+              .N = 4 * H_pad,
+              .K = packed->inputs,
+              .a = x,
+              .a_row = x_row,
+              .b = packed->input.data(),
+              .init = packed->bias.data(),
+              .init_row = 0,
+              .c = gates_.data(),
+              .c_row = 4 * H_pad});
+      cell.input = gates_.data();
+      cell.input_row = 4 * H_pad;
+      k.cell_forward(cell);
+    }
     std::swap(layer.h, layer.h_next);
     x = layer.h.data();
     x_row = pitch_;

@@ -45,6 +45,7 @@ class Stream {
   std::vector<int64_t> ids_;
   int64_t next_id_ = 0;
   std::vector<Layer> layers_;
+  Buffer<T> gates_;  // (capacity, 4 H_pad): W x + b of the layer at hand
 };
 
 }  // namespace fusedlstm

@@ -23,24 +23,24 @@ extern "C" {
 #define FUSEDLSTM_STREAM_CAPSULE "fusedlstm.stream.v1"
 
 enum {                        /* fusedlstm_stream_v1.dtype */
-  FUSEDLSTM_FLOAT32 = 0,      /* x and y are float */
-  FUSEDLSTM_FLOAT64 = 1       /* x and y are double */
+       FUSEDLSTM_FLOAT32 = 0, /* x and y are float */
+       FUSEDLSTM_FLOAT64 = 1  /* x and y are double */
 };
 
-enum {                        /* what step and reset return */
-  FUSEDLSTM_STREAM_OK = 0,
-  FUSEDLSTM_STREAM_BUSY = 1,  /* another call is running: nothing done */
-  FUSEDLSTM_STREAM_ROWS = 2   /* the stream has another number of rows, or no such row: nothing done */
+enum { /* what step and reset return */
+       FUSEDLSTM_STREAM_OK = 0,
+       FUSEDLSTM_STREAM_BUSY = 1, /* another call is running: nothing done */
+       FUSEDLSTM_STREAM_ROWS = 2  /* the stream has another number of rows, or no such row: nothing done */
 };
 
 typedef struct fusedlstm_stream_v1 {
-  uint32_t version;           /* 1 */
+  uint32_t version; /* 1 */
   uint32_t dtype;
-  int64_t input_size;         /* I */
-  int64_t hidden_size;        /* H */
-  int64_t num_layers;         /* L */
-  int64_t capacity;           /* most rows */
-  void* stream;               /* first argument of the functions below */
+  int64_t input_size;  /* I */
+  int64_t hidden_size; /* H */
+  int64_t num_layers;  /* L */
+  int64_t capacity;    /* most rows */
+  void* stream;        /* first argument of the functions below */
   /* One step of all rows: x (rows, I) in, y (rows, H) out, both dense; y is written last, so it may be x.
    * `rows` is what the caller's arrays hold, and must be the number of rows of the stream. */
   int (*step)(void* stream, int64_t rows, const void* x, void* y);
