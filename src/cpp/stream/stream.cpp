@@ -66,25 +66,28 @@ void Stream<T>::step_layers(const T* x, ptrdiff_t x_row, T* y, ptrdiff_t y_row) 
   const Kernels<T>& k = weights_->kernels();
   const PackedLayer<T>* packed = weights_->layers.data();
   for (Layer& layer : layers_) {
-    CellForward<T> cell{.M = M,
-                        .H = H,
-                        .H_pad = H_pad,
-                        .unit_begin = 0,
-                        .unit_end = H_pad,
-                        .h_prev = layer.h.data(),
-                        .h_row = pitch_,
-                        .recurrent = packed->recurrent.data(),
-                        .input = packed->bias.data(),
-                        .input_row = 0,
-                        .gates = nullptr,
-                        .gates_row = 0,
-                        .c_prev = layer.c.data(),
-                        .c = layer.c.data(),
-                        .c_row = pitch_,
-                        .h = layer.h_next.data()};
+    StepForward<T> next{.cell = {.M = M,
+                                 .H = H,
+                                 .H_pad = H_pad,
+                                 .unit_begin = 0,
+                                 .unit_end = H_pad,
+                                 .h_prev = layer.h.data(),
+                                 .h_row = pitch_,
+                                 .recurrent = packed->recurrent.data(),
+                                 .input = packed->bias.data(),
+                                 .input_row = 0,
+                                 .gates = nullptr,
+                                 .gates_row = 0,
+                                 .c_prev = layer.c.data(),
+                                 .c = layer.c.data(),
+                                 .c_row = pitch_,
+                                 .h = layer.h_next.data()},
+                        .I = packed->inputs,
+                        .x = x,
+                        .x_row = x_row,
+                        .weights = packed->input.data()};
     if (M <= kStepRows) {
-      k.step_forward(
-          {.cell = cell, .I = packed->inputs, .x = x, .x_row = x_row, .weights = packed->input.data()});
+      k.step_forward(next);
     } else {
       k.gemm({.M = M,
               .N = 4 * H_pad,
@@ -96,9 +99,9 @@ void Stream<T>::step_layers(const T* x, ptrdiff_t x_row, T* y, ptrdiff_t y_row) 
               .init_row = 0,
               .c = gates_.data(),
               .c_row = 4 * H_pad});
-      cell.input = gates_.data();
-      cell.input_row = 4 * H_pad;
-      k.cell_forward(cell);
+      next.cell.input = gates_.data();
+      next.cell.input_row = 4 * H_pad;
+      k.cell_forward(next.cell);
     }
     std::swap(layer.h, layer.h_next);
     x = layer.h.data();
