@@ -12,7 +12,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-NAMES = ["layer_inference", "layer_training", "ragged", "language_model_step", "generation", "import_time"]
+NAMES = [
+    "layer_inference",
+    "layer_training",
+    "ragged",
+    "language_model_step",
+    "generation",
+    "streaming",
+    "import_time",
+]
 PEERS = ["torch", "onnxruntime", "openvino", "jax"]
 AVX2 = {  # read when the libraries are loaded
     "FUSEDLSTM_ISA": "avx2",
@@ -44,6 +52,7 @@ def measure(names: list[str], threads: int, quick: bool, peer_names: list[str] |
         layer_training,
         peers,
         ragged,
+        streaming,
     )
 
     skipped = peers.choose(peer_names)
@@ -56,6 +65,7 @@ def measure(names: list[str], threads: int, quick: bool, peer_names: list[str] |
         "ragged": ragged,
         "language_model_step": language_model_step,
         "generation": generation,
+        "streaming": streaming,
     }
     records = []
     for name in names:

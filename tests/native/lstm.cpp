@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "runtime/threads.h"
+#include "stream/stream.h"
 
 namespace fusedlstm_tests {
 namespace {
@@ -118,6 +119,31 @@ void test_type(const Level& level, int max_threads, std::vector<std::string>* ha
   }
 }
 
+// Steps of a stream are the sequence: one row, two, and as many as take a product of their own.
+template <class T>
+void test_stream(const Level& level) {
+  const ptrdiff_t time = 4, I = 7, L = 2;
+  for (const ptrdiff_t H : {16, 35}) {
+    for (const ptrdiff_t N : {1, 2, 5}) {
+      const LstmShape shape{I, H, L, false, true};
+      Values values(static_cast<uint32_t>(100 * H + N));
+      const auto parameters = values.vector<T>(parameter_count(shape));
+      const auto x = values.vector<T>(N * time * I);
+      const auto packed =
+          std::make_shared<const PackedWeights<T>>(pack_weights(shape, parameters.data(), false));
+      std::vector<T> y(static_cast<size_t>(N * time * H)), y_stream(y.size());
+      std::vector<T> h(static_cast<size_t>(L * N * H)), c(h.size());
+      lstm_forward<T>(*packed, N, time, nullptr, {.x = x.data()}, {}, {y.data(), h.data(), c.data()},
+                      nullptr);
+      Stream<T> stream(packed, N);
+      for (ptrdiff_t n = 0; n < N; ++n) stream.join(nullptr, nullptr);
+      stream.run(time, x.data(), y_stream.data(), nullptr);
+      expect(same_bits(y, y_stream), std::string(level.name) + " " + type_name<T>() + ": a stream of " +
+                                         std::to_string(N) + " rows differs from the sequence");
+    }
+  }
+}
+
 }  // namespace
 
 void test_lstm_bf16(const Level& level, const Level& widening, int max_threads) {
@@ -143,6 +169,8 @@ void test_lstm_bf16(const Level& level, const Level& widening, int max_threads) 
 void test_lstm(const Level& level, int max_threads, std::vector<std::string>* hashes) {
   test_type<float>(level, max_threads, hashes);
   test_type<double>(level, max_threads, hashes);
+  test_stream<float>(level);
+  test_stream<double>(level);
 }
 
 }  // namespace fusedlstm_tests

@@ -12,4 +12,5 @@ PYBIND11_MODULE(_core, m) {
   fusedlstm::bind_lstm(m);
   fusedlstm::bind_ops(m);
   fusedlstm::bind_decode(m);
+  fusedlstm::bind_stream(m);
 }

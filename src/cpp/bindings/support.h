@@ -104,5 +104,6 @@ void bind_runtime(py::module_& m);
 void bind_lstm(py::module_& m);
 void bind_ops(py::module_& m);
 void bind_decode(py::module_& m);
+void bind_stream(py::module_& m);
 
 }  // namespace fusedlstm

@@ -132,7 +132,7 @@ void LanguageModelDecoder<T>::prefill(const Request& request, Live& live, const 
 }
 
 // One step of all live rows: a thread's share of every layer, then of the logits. One barrier after each
-// product that the next one reads across threads.
+// product that the next one reads across threads; a single row's layer is one pass.
 template <class T>
 void LanguageModelDecoder<T>::layers_share(Team& team, Live& live) const {
   const Kernels<T>& k = lstm_->kernels();
@@ -142,41 +142,47 @@ void LanguageModelDecoder<T>::layers_share(Team& team, Live& live) const {
   for (ptrdiff_t layer = 0; layer < live.L; ++layer) {
     const size_t l = static_cast<size_t>(layer);
     const PackedLayer<T>& packed = lstm_->layers[l];
-    const T* input = live.gates.data();
-    if (layer == 0 && M == 1) {
-      input = table_.data() + live.token[0] * live.gates_pitch;
-    } else if (layer == 0) {
-      const Share rows = share_of(M, team.thread(), team.threads());
-      for (ptrdiff_t j = rows.begin; j < rows.end; ++j) {
-        const T* row = table_.data() + live.token[static_cast<size_t>(j)] * live.gates_pitch;
-        std::copy(row, row + live.gates_pitch, live.gates.data() + j * live.gates_pitch);
+    CellForward<T> cell{.M = M,
+                        .H = live.H,
+                        .H_pad = H_pad,
+                        .unit_begin = units.begin,
+                        .unit_end = units.end,
+                        .h_prev = live.h[l].data(),
+                        .h_row = live.pitch,
+                        .recurrent = packed.recurrent.data(),
+                        .input = live.gates.data(),
+                        .input_row = live.gates_pitch,
+                        .gates = nullptr,
+                        .gates_row = 0,
+                        .c_prev = live.c[l].data(),
+                        .c = live.c[l].data(),
+                        .c_row = live.pitch,
+                        .h = live.h_next[l].data()};
+    if (M == 1 && !low()) {
+      const bool first = layer == 0;
+      cell.input = first ? table_.data() + live.token[0] * live.gates_pitch : packed.bias.data();
+      k.step_forward({.cell = cell,
+                      .I = first ? 0 : packed.inputs,
+                      .x = first ? nullptr : live.h[l - 1].data(),
+                      .x_row = live.pitch,
+                      .weights = packed.input.data()});
+    } else {
+      if (layer == 0) {
+        const Share rows = share_of(M, team.thread(), team.threads());
+        for (ptrdiff_t j = rows.begin; j < rows.end; ++j) {
+          const T* row = table_.data() + live.token[static_cast<size_t>(j)] * live.gates_pitch;
+          std::copy(row, row + live.gates_pitch, live.gates.data() + j * live.gates_pitch);
+        }
+      } else {
+        input_share(team, layer, M, {live.h[l - 1].data(), live.pitch}, live.low_h[l - 1], live.gates.data());
       }
       team.barrier();
-    } else {
-      input_share(team, layer, M, {live.h[l - 1].data(), live.pitch}, live.low_h[l - 1], live.gates.data());
-      team.barrier();
+      if (!low())
+        k.cell_forward(cell);
+      else if constexpr (std::is_same_v<T, float>)
+        low_cell_forward(*lstm_->level, packed, cell, live.gates.data(), live.gates_pitch, live.low_h[l],
+                         live.low_h_next[l], 0, 1);
     }
-    const CellForward<T> step{.M = M,
-                              .H = live.H,
-                              .H_pad = H_pad,
-                              .unit_begin = units.begin,
-                              .unit_end = units.end,
-                              .h_prev = live.h[l].data(),
-                              .h_row = live.pitch,
-                              .recurrent = packed.recurrent.data(),
-                              .input = input,
-                              .input_row = live.gates_pitch,
-                              .gates = nullptr,
-                              .gates_row = 0,
-                              .c_prev = live.c[l].data(),
-                              .c = live.c[l].data(),
-                              .c_row = live.pitch,
-                              .h = live.h_next[l].data()};
-    if (!low())
-      k.cell_forward(step);
-    else if constexpr (std::is_same_v<T, float>)
-      low_cell_forward(*lstm_->level, packed, step, live.gates.data(), live.gates_pitch, live.low_h[l],
-                       live.low_h_next[l], 0, 1);
     team.barrier();
     if (team.thread() == 0) {
       std::swap(live.h[l], live.h_next[l]);

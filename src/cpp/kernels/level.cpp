@@ -5,6 +5,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "kernels/int8.h"
+#include "kernels/step.h"
 
 #define FUSEDLSTM_JOIN_(a, b) a##b
 #define FUSEDLSTM_JOIN(a, b) FUSEDLSTM_JOIN_(a, b)
@@ -29,6 +30,7 @@ constexpr Kernels<T> kernels() {
       .cell_backward = cell_backward<T>,
       .narrow_gates = narrow_gates<T>,
       .widen_gates = widen_gates<T>,
+      .step_forward = step_forward<T>,
       .add = add<T>,
       .add_rows = add_rows<T>,
       .dropout_row = dropout_row<T>,

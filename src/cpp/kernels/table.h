@@ -144,6 +144,18 @@ struct CellForward {
   T* h;  // (M, H_pad), h_row apart
 };
 
+// One step of one or two rows from its input: cell.input is the bias (input_row 0), or any rows that W x is to
+// be added to; I may be 0.
+constexpr ptrdiff_t kStepRows = 2;  // with more, a product of its own and cell_forward are as fast or faster
+template <class T>
+struct StepForward {
+  CellForward<T> cell;
+  ptrdiff_t I;
+  const T* x;  // (M, I), x_row apart
+  ptrdiff_t x_row;
+  const T* weights;  // packed panels (I, 4 H_pad)
+};
+
 // Gate derivatives of M rows, written over the gates; dh_total = dh + dy, dc becomes the derivative of
 // c_prev.
 template <class T>
@@ -193,6 +205,7 @@ struct Kernels {
   void (*cell_gates)(const CellForward<T>&);
   void (*cell_states)(const CellForward<T>&);
   void (*cell_backward)(const CellBackward<T>&);
+  void (*step_forward)(const StepForward<T>&);
 
   // One row of gates (4, H_pad) in 16 bits, and back
   void (*narrow_gates)(ptrdiff_t H_pad, const T* gates, uint16_t* narrow);

@@ -21,6 +21,8 @@
 #include <xmmintrin.h>
 #endif
 
+#include "runtime/flush_to_zero.h"
+
 namespace fusedlstm {
 
 struct JobState {
@@ -47,31 +49,6 @@ void pause() {
   asm volatile("yield");
 #endif
 }
-
-// Flush-to-zero for the duration of a job: subnormals cost tens of times a normal number and mean nothing
-// here.
-class FlushToZero {
- public:
-#if defined(__x86_64__)
-  FlushToZero() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040u); }  // FTZ and DAZ
-  ~FlushToZero() { _mm_setcsr(saved_); }
-
- private:
-  unsigned int saved_;
-#elif defined(__aarch64__)
-  FlushToZero() {
-    asm volatile("mrs %0, fpcr" : "=r"(saved_));
-    asm volatile("msr fpcr, %0" ::"r"(saved_ | (uint64_t{1} << 24)));
-  }
-  ~FlushToZero() { asm volatile("msr fpcr, %0" ::"r"(saved_)); }
-
- private:
-  uint64_t saved_;
-#endif
- public:
-  FlushToZero(const FlushToZero&) = delete;
-  FlushToZero& operator=(const FlushToZero&) = delete;
-};
 
 void run_share(JobState& state, int thread, const std::function<void(Team&)>& job) {
   const FlushToZero flush;

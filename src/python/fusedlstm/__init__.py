@@ -12,18 +12,22 @@ Examples
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fusedlstm import data, generation, io, models, nn, training
     from fusedlstm._core import __version__, isa, isa_levels, num_threads, set_isa, set_num_threads
     from fusedlstm.models import LanguageModel
+    from fusedlstm.nn import Stream
 
 __all__ = [
     "LanguageModel",
+    "Stream",
     "__version__",
     "data",
     "generation",
+    "get_include",
     "io",
     "isa",
     "isa_levels",
@@ -36,6 +40,19 @@ __all__ = [
 ]
 
 _MODULES = ("data", "generation", "io", "models", "nn", "training")
+_HOMES = {"LanguageModel": "fusedlstm.models", "Stream": "fusedlstm.nn"}
+
+
+def get_include() -> str:
+    """Return the folder to give a C compiler with ``-I``, for ``#include <fusedlstm/stream.h>``.
+
+    Examples
+    --------
+    >>> import fusedlstm, os
+    >>> os.path.isfile(os.path.join(fusedlstm.get_include(), "fusedlstm", "stream.h"))
+    True
+    """
+    return str(Path(__file__).parent / "include")
 
 
 def __getattr__(name: str) -> Any:
@@ -43,7 +60,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'fusedlstm' has no attribute {name!r}")
     if name in _MODULES:
         return importlib.import_module(f"fusedlstm.{name}")
-    home = "fusedlstm.models" if name == "LanguageModel" else "fusedlstm._core"
+    home = _HOMES.get(name, "fusedlstm._core")
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value

@@ -13,6 +13,7 @@ from fusedlstm.nn.losses import CrossEntropyLoss, LinearCrossEntropy, MSELoss
 from fusedlstm.nn.lstm import LSTM, LSTMTape
 from fusedlstm.nn.module import Layer, Module, Tape
 from fusedlstm.nn.sequential import Sequential
+from fusedlstm.nn.stream import Stream
 
 __all__ = [
     "LSTM",
@@ -27,6 +28,7 @@ __all__ = [
     "MSELoss",
     "Module",
     "Sequential",
+    "Stream",
     "Tape",
     "derive_seed",
 ]

@@ -27,6 +27,7 @@ from fusedlstm.nn._checks import (
 )
 from fusedlstm.nn.embedding import Embedding
 from fusedlstm.nn.module import Layer, Tape
+from fusedlstm.nn.stream import Stream
 
 
 class LSTMTape(Tape):
@@ -474,6 +475,52 @@ class LSTM(Layer):
         if dx is None:
             return None
         return dx[0] if call.unbatched else dx
+
+    def stream(self, capacity: int = 1, state: Any = None) -> Stream:
+        """Make a stream that is fed one step at a time, with one row, id 0.
+
+        Parameters
+        ----------
+        capacity : int
+            Most rows that it can hold at a time, at least 1; all memory is taken now.
+        state : tuple of array_like, optional
+            Initial ``(h, c)`` of the row, each (L, H); zeros without.
+
+        Returns
+        -------
+        Stream
+            With a snapshot of the weights as they are now.
+
+        Raises
+        ------
+        ValueError
+            If the LSTM is bidirectional or computes in a lower precision than its own, or capacity or state is
+            not as wanted.
+        TypeError
+            If capacity is not an int, or state not a pair.
+
+        Notes
+        -----
+        A new stream costs the packing of the weights, unless the layer has packed them already, and
+        3*L*capacity*H numbers of memory. See `Stream` for what it can do.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fusedlstm import nn
+        >>> stream = nn.LSTM(3, 5, num_layers=2).stream()
+        >>> stream.step(np.zeros(3, np.float32)).shape
+        (5,)
+        """
+        if self.bidirectional:
+            raise ValueError(
+                "LSTM.stream: needs one direction, got bidirectional=True: the reverse one starts at the end"
+            )
+        if self.compute_dtype != self.dtype:
+            raise ValueError(f"LSTM.stream: needs compute_dtype={self.dtype!r}, got {self.compute_dtype!r}")
+        stream = Stream(self.packed, integer(capacity, "capacity", 1, 2**20))
+        stream.join(state)
+        return stream
 
     def _add_last(self, dh_n: Float | None, d_last: Float) -> Float:
         """Add the gradient of the last outputs (N, D*H), final states of the last layer, to ``dh_n``."""

@@ -1,0 +1,138 @@
+#include "stream/stream.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "runtime/flush_to_zero.h"
+
+namespace fusedlstm {
+
+template <class T>
+Stream<T>::Stream(std::shared_ptr<const PackedWeights<T>> weights, ptrdiff_t capacity)
+    : weights_(std::move(weights)),
+      capacity_(capacity),
+      pitch_(row_pitch<T>(weights_->shape.hidden_size)),
+      gates_(capacity > kStepRows ? capacity * 4 * weights_->shape.hidden_padded() : 0) {
+  ids_.reserve(static_cast<size_t>(capacity));
+  for (ptrdiff_t layer = 0; layer < shape().num_layers; ++layer) {
+    const auto rows = [&] { return Buffer<T>::zeros(capacity * pitch_); };
+    layers_.push_back({rows(), rows(), rows()});
+  }
+}
+
+template <class T>
+int64_t Stream<T>::join(const T* h, const T* c) {
+  ids_.push_back(next_id_);
+  restore(rows() - 1, h, c);
+  return next_id_++;
+}
+
+template <class T>
+void Stream<T>::leave(ptrdiff_t row) {
+  for (Layer& layer : layers_)
+    for (Buffer<T>* state : {&layer.h, &layer.c})
+      std::copy(state->data() + (row + 1) * pitch_, state->data() + rows() * pitch_,
+                state->data() + row * pitch_);
+  ids_.erase(ids_.begin() + row);
+}
+
+template <class T>
+void Stream<T>::save(ptrdiff_t row, T* h, T* c) const {
+  const ptrdiff_t H = shape().hidden_size;
+  for (const Layer& layer : layers_) {
+    h = std::copy(layer.h.data() + row * pitch_, layer.h.data() + row * pitch_ + H, h);
+    c = std::copy(layer.c.data() + row * pitch_, layer.c.data() + row * pitch_ + H, c);
+  }
+}
+
+template <class T>
+void Stream<T>::restore(ptrdiff_t row, const T* h, const T* c) {
+  const ptrdiff_t H = shape().hidden_size;
+  const auto set = [&](const T*& from, T* to) {
+    std::fill(to, to + pitch_, T(0));
+    if (!from) return;
+    std::copy(from, from + H, to);
+    from += H;
+  };
+  for (Layer& layer : layers_) {
+    set(h, layer.h.data() + row * pitch_);
+    set(c, layer.c.data() + row * pitch_);
+  }
+}
+
+template <class T>
+void Stream<T>::step_layers(const T* x, ptrdiff_t x_row, T* y, ptrdiff_t y_row) {
+  const ptrdiff_t H = shape().hidden_size, H_pad = shape().hidden_padded(), M = rows();
+  const Kernels<T>& k = weights_->kernels();
+  const PackedLayer<T>* packed = weights_->layers.data();
+  for (Layer& layer : layers_) {
+    StepForward<T> next{.cell = {.M = M,
+                                 .H = H,
+                                 .H_pad = H_pad,
+                                 .unit_begin = 0,
+                                 .unit_end = H_pad,
+                                 .h_prev = layer.h.data(),
+                                 .h_row = pitch_,
+                                 .recurrent = packed->recurrent.data(),
+                                 .input = packed->bias.data(),
+                                 .input_row = 0,
+                                 .gates = nullptr,
+                                 .gates_row = 0,
+                                 .c_prev = layer.c.data(),
+                                 .c = layer.c.data(),
+                                 .c_row = pitch_,
+                                 .h = layer.h_next.data()},
+                        .I = packed->inputs,
+                        .x = x,
+                        .x_row = x_row,
+                        .weights = packed->input.data()};
+    if (M <= kStepRows) {
+      k.step_forward(next);
+    } else {
+      k.gemm({.M = M,
+              .N = 4 * H_pad,
+              .K = packed->inputs,
+              .a = x,
+              .a_row = x_row,
+              .b = packed->input.data(),
+              .init = packed->bias.data(),
+              .init_row = 0,
+              .c = gates_.data(),
+              .c_row = 4 * H_pad});
+      next.cell.input = gates_.data();
+      next.cell.input_row = 4 * H_pad;
+      k.cell_forward(next.cell);
+    }
+    std::swap(layer.h, layer.h_next);
+    x = layer.h.data();
+    x_row = pitch_;
+    ++packed;
+  }
+  for (ptrdiff_t row = 0; row < M; ++row) std::copy(x + row * x_row, x + row * x_row + H, y + row * y_row);
+}
+
+template <class T>
+void Stream<T>::step(const T* x, ptrdiff_t x_row, T* y, ptrdiff_t y_row) {
+  const FlushToZero flush;
+  step_layers(x, x_row, y, y_row);
+}
+
+template <class T>
+void Stream<T>::run(ptrdiff_t steps, const T* x, T* y, const Poll& poll) {
+  const ptrdiff_t I = shape().input_size, H = shape().hidden_size;
+  // A poll reads the clock, which takes as long as a small step.
+  const double flops = 2.0 * static_cast<double>(std::max<ptrdiff_t>(rows(), 1)) *
+                       static_cast<double>(parameter_count(shape()));
+  const ptrdiff_t poll_every = std::max<ptrdiff_t>(1, static_cast<ptrdiff_t>(1e6 / flops));
+  run_job(1, poll, [&](Team& team) {
+    for (ptrdiff_t t = 0; t < steps; ++t) {
+      if (t % poll_every == 0) team.poll();
+      step_layers(x + t * I, steps * I, y + t * H, steps * H);
+    }
+  });
+}
+
+template class Stream<float>;
+template class Stream<double>;
+
+}  // namespace fusedlstm
