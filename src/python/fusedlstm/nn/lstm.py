@@ -516,8 +516,8 @@ class LSTM(Layer):
             raise ValueError(
                 "LSTM.stream: needs one direction, got bidirectional=True: the reverse one starts at the end"
             )
-        if self.compute_dtype != self.dtype:
-            raise ValueError(f"LSTM.stream: needs compute_dtype={self.dtype!r}, got {self.compute_dtype!r}")
+        if self.compute_dtype is not None:
+            raise ValueError(f"LSTM.stream: computes in {self.dtype}, got compute_dtype={self.compute_dtype!r}")
         stream = Stream(self.packed, integer(capacity, "capacity", 1, 2**20))
         stream.join(state)
         return stream
