@@ -7,6 +7,7 @@ other in these comparisons: every step starts from the h, c or da that the core 
 import cases
 import numpy as np
 import pytest
+import torch
 from cases import assert_same_bits
 from reference import sigmoid
 from tolerances import assert_close
@@ -97,7 +98,6 @@ def test_error_against_float32(isa, size, ragged):
 
 
 def test_against_torch_autocast():
-    torch = pytest.importorskip("torch", reason="torch is the peer that is compared with")
     N, T, I, H = 8, 12, 24, 40
     m, full = low(I, H), cases.model(I, H)
     b = cases.batch(m, N, T)
