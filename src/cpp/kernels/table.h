@@ -144,8 +144,8 @@ struct CellForward {
   T* h;  // (M, H_pad), h_row apart
 };
 
-// One step of one or two rows from its input: cell.input is the bias (input_row 0), or any rows that W x is to
-// be added to; I may be 0.
+// One step of one or two rows from its input: cell.input is the bias (input_row 0), or any rows that W x is
+// to be added to; I may be 0.
 constexpr ptrdiff_t kStepRows = 2;  // with more, a product of its own and cell_forward are as fast or faster
 template <class T>
 struct StepForward {

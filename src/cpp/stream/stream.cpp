@@ -14,9 +14,31 @@ Stream<T>::Stream(std::shared_ptr<const PackedWeights<T>> weights, ptrdiff_t cap
       pitch_(row_pitch<T>(weights_->shape.hidden_size)),
       gates_(capacity > kStepRows ? capacity * 4 * weights_->shape.hidden_padded() : 0) {
   ids_.reserve(static_cast<size_t>(capacity));
-  for (ptrdiff_t layer = 0; layer < shape().num_layers; ++layer) {
-    const auto rows = [&] { return Buffer<T>::zeros(capacity * pitch_); };
-    layers_.push_back({rows(), rows(), rows()});
+  const ptrdiff_t H = shape().hidden_size, H_pad = shape().hidden_padded();
+  for (const PackedLayer<T>& packed : weights_->layers) {
+    const auto zeros = [&] { return Buffer<T>::zeros(capacity * pitch_); };
+    Layer layer{zeros(), zeros(), zeros(), {}};
+    layer.step = {.cell = {.M = 0,
+                           .H = H,
+                           .H_pad = H_pad,
+                           .unit_begin = 0,
+                           .unit_end = H_pad,
+                           .h_prev = nullptr,
+                           .h_row = pitch_,
+                           .recurrent = packed.recurrent.data(),
+                           .input = packed.bias.data(),
+                           .input_row = 0,
+                           .gates = nullptr,
+                           .gates_row = 0,
+                           .c_prev = layer.c.data(),
+                           .c = layer.c.data(),
+                           .c_row = pitch_,
+                           .h = nullptr},
+                  .I = packed.inputs,
+                  .x = nullptr,
+                  .x_row = 0,
+                  .weights = packed.input.data()};
+    layers_.push_back(std::move(layer));
   }
 }
 
@@ -62,51 +84,36 @@ void Stream<T>::restore(ptrdiff_t row, const T* h, const T* c) {
 
 template <class T>
 void Stream<T>::step_layers(const T* x, ptrdiff_t x_row, T* y, ptrdiff_t y_row) {
-  const ptrdiff_t H = shape().hidden_size, H_pad = shape().hidden_padded(), M = rows();
+  const ptrdiff_t H = shape().hidden_size, M = rows();
   const Kernels<T>& k = weights_->kernels();
-  const PackedLayer<T>* packed = weights_->layers.data();
   for (Layer& layer : layers_) {
-    StepForward<T> next{.cell = {.M = M,
-                                 .H = H,
-                                 .H_pad = H_pad,
-                                 .unit_begin = 0,
-                                 .unit_end = H_pad,
-                                 .h_prev = layer.h.data(),
-                                 .h_row = pitch_,
-                                 .recurrent = packed->recurrent.data(),
-                                 .input = packed->bias.data(),
-                                 .input_row = 0,
-                                 .gates = nullptr,
-                                 .gates_row = 0,
-                                 .c_prev = layer.c.data(),
-                                 .c = layer.c.data(),
-                                 .c_row = pitch_,
-                                 .h = layer.h_next.data()},
-                        .I = packed->inputs,
-                        .x = x,
-                        .x_row = x_row,
-                        .weights = packed->input.data()};
+    StepForward<T>& step = layer.step;
+    step.cell.M = M;
+    step.cell.h_prev = layer.h.data();
+    step.cell.h = layer.h_next.data();
+    step.x = x;
+    step.x_row = x_row;
     if (M <= kStepRows) {
-      k.step_forward(next);
+      k.step_forward(step);
     } else {
+      CellForward<T> cell = step.cell;
+      cell.input = gates_.data();
+      cell.input_row = 4 * cell.H_pad;
       k.gemm({.M = M,
-              .N = 4 * H_pad,
-              .K = packed->inputs,
+              .N = cell.input_row,
+              .K = step.I,
               .a = x,
               .a_row = x_row,
-              .b = packed->input.data(),
-              .init = packed->bias.data(),
+              .b = step.weights,
+              .init = step.cell.input,
               .init_row = 0,
               .c = gates_.data(),
-              .c_row = 4 * H_pad});
-      next.cell.input = gates_.data();
-      next.cell.input_row = 4 * H_pad;
-      k.cell_forward(next.cell);
+              .c_row = cell.input_row});
+      k.cell_forward(cell);
     }
     std::swap(layer.h, layer.h_next);
     x = layer.h.data();
     x_row = pitch_;
-    ++packed;
   }
   for (ptrdiff_t row = 0; row < M; ++row) std::copy(x + row * x_row, x + row * x_row + H, y + row * y_row);
 }

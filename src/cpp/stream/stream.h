@@ -37,6 +37,7 @@ class Stream {
  private:
   struct Layer {
     Buffer<T> h, h_next, c;  // (capacity, H_pad)
+    StepForward<T> step;     // what never changes is filled in once: it takes long beside a small step
   };
   void step_layers(const T* x, ptrdiff_t x_row, T* y, ptrdiff_t y_row);
 
