@@ -146,3 +146,13 @@ def test_ctrl_c_ends_a_run():
         timeout=120,
     )
     assert (run.returncode, run.stdout) == (0, "(64,)\n"), run.stderr
+
+
+@pytest.mark.parametrize("compute_dtype", ["bfloat16", "int8"])
+def test_streams_are_for_full_precision(compute_dtype):
+    lstm = nn.LSTM(3, 4, compute_dtype=compute_dtype)
+    with pytest.raises(ValueError, match=f"computes in float32, got compute_dtype='{compute_dtype}'"):
+        lstm.stream()
+    packed = _core.LSTM(3, 4).pack(lstm.parameters, backward=False, compute_dtype=compute_dtype)
+    with pytest.raises(ValueError, match="packed for float32"):
+        fusedlstm.Stream(packed, 1)

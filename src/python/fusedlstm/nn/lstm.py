@@ -494,8 +494,8 @@ class LSTM(Layer):
         Raises
         ------
         ValueError
-            If the LSTM is bidirectional or computes in a lower precision than its own, or capacity or state is
-            not as wanted.
+            If the LSTM is bidirectional or computes in a lower precision than its own, or capacity or state
+            is not as wanted.
         TypeError
             If capacity is not an int, or state not a pair.
 
@@ -517,7 +517,9 @@ class LSTM(Layer):
                 "LSTM.stream: needs one direction, got bidirectional=True: the reverse one starts at the end"
             )
         if self.compute_dtype is not None:
-            raise ValueError(f"LSTM.stream: computes in {self.dtype}, got compute_dtype={self.compute_dtype!r}")
+            raise ValueError(
+                f"LSTM.stream: computes in {self.dtype}, got compute_dtype={self.compute_dtype!r}"
+            )
         stream = Stream(self.packed, integer(capacity, "capacity", 1, 2**20))
         stream.join(state)
         return stream
