@@ -11,7 +11,7 @@ import pytest
 from cases import assert_same_bits
 
 import fusedlstm
-from fusedlstm import nn
+from fusedlstm import _core, nn
 
 
 @pytest.fixture
