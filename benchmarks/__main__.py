@@ -16,9 +16,12 @@ NAMES = [
     "layer_inference",
     "layer_training",
     "ragged",
+    "low_precision",
     "language_model_step",
     "generation",
     "streaming",
+    "growth",
+    "memory",
     "import_time",
 ]
 PEERS = ["torch", "onnxruntime", "openvino", "jax"]
@@ -45,11 +48,14 @@ def measure(names: list[str], threads: int, quick: bool, peer_names: list[str] |
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     from . import (
         generation,
+        growth,
         harness,
         import_time,
         language_model_step,
         layer_inference,
         layer_training,
+        low_precision,
+        memory,
         peers,
         ragged,
         streaming,
@@ -63,9 +69,12 @@ def measure(names: list[str], threads: int, quick: bool, peer_names: list[str] |
         "layer_inference": layer_inference,
         "layer_training": layer_training,
         "ragged": ragged,
+        "low_precision": low_precision,
         "language_model_step": language_model_step,
         "generation": generation,
         "streaming": streaming,
+        "growth": growth,
+        "memory": memory,
     }
     records = []
     for name in names:

@@ -1,6 +1,7 @@
 """Characters per second out of a 2 x 512 language model, one sequence, greedy and sampled.
 
 The peer is a loop over torch's layers under inference_mode. Before timing, the greedy texts are compared.
+Ours also with weights in bfloat16 and int8, beside the same float32 peer.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from collections.abc import Iterator
 import torch
 
 from .harness import Record, alternate, use_threads
-from .language_model import CHARACTERS, HIDDEN, LAYERS, VOCABULARY, TorchLanguageModel, pair
+from .language_model import CHARACTERS, LAYERS, TorchLanguageModel, pair
 
 PROMPT = "To be,"
 
 
 @torch.inference_mode()
 def torch_generate(model: TorchLanguageModel, prompt: str, tokens: int, greedy: bool) -> str:
-    ids = torch.tensor([[CHARACTERS_SORTED.index(character) for character in prompt]])
+    ids = torch.from_numpy(CHARACTERS.vocabulary.encode(prompt).astype("int64"))[None]
     logits, state = model(ids)
     generated = []
     for k in range(tokens):
@@ -26,10 +27,7 @@ def torch_generate(model: TorchLanguageModel, prompt: str, tokens: int, greedy: 
         generated.append(int(token))
         if k + 1 < tokens:
             logits, state = model(token.view(1, 1), state)
-    return "".join(CHARACTERS_SORTED[token] for token in generated)
-
-
-CHARACTERS_SORTED = "".join(sorted(CHARACTERS))  # ids are positions in sorted order
+    return CHARACTERS.vocabulary.decode(generated)
 
 
 def run(threads: int, quick: bool) -> Iterator[Record]:
@@ -40,16 +38,18 @@ def run(threads: int, quick: bool) -> Iterator[Record]:
     peer_text = torch_generate(peer, PROMPT, tokens, greedy=True)
     if text != peer_text:
         raise AssertionError(f"greedy text differs: {text!r}, torch {peer_text!r}")
-    for greedy in (True, False):
+    for dtype, greedy in [("float32", True), ("float32", False), ("bfloat16", True), ("int8", True)]:
+        ours.lstm.compute_dtype = dtype
         record = alternate(
             lambda greedy=greedy: ours.generate(PROMPT, max_new_tokens=tokens, greedy=greedy),
             lambda greedy=greedy: torch_generate(peer, PROMPT, tokens, greedy),
             repetitions=3 if quick else 11,
         )
+        kind = ("greedy" if greedy else "sampled") + ("" if dtype == "float32" else f" {dtype}")
         record |= {
             "benchmark": "generation",
-            "case": f"{LAYERS}x{HIDDEN} N=1 {'greedy' if greedy else 'sampled'}",
-            "shape": {"N": 1, "new": tokens, "H": HIDDEN, "L": LAYERS, "V": VOCABULARY, "dtype": "float32"},
+            "case": f"{LAYERS}x{CHARACTERS.hidden} N=1 {kind}",
+            "shape": {"N": 1, "new": tokens, "H": CHARACTERS.hidden, "L": LAYERS, "dtype": dtype},
             "peer": "torch",
             "threads": threads,
         }

@@ -217,8 +217,14 @@ def _cpu_name() -> str:
 
 def line_of(record: Record) -> str:
     """One line for the terminal."""
+    head = f"{record['benchmark']:<22} {record['case']:<26} threads {record['threads']}"
+    if "largest_residual" in record:
+        return f"{head}  line through the times: largest residual {record['largest_residual']:.1%}"
+    if "added_bytes" in record:
+        added, each = record["added_bytes"] / 2**20, record["bytes_per_step_and_unit"]
+        return f"{head}  {added:.0f} MiB, {each:.1f} bytes per sequence, step and unit"
     ours, peer = record["ours_seconds"]["median"], record["peer_seconds"]["median"]
-    parts = [f"{record['benchmark']:<22} {record['case']:<26} threads {record['threads']}"]
+    parts = [head]
     parts.append(f"ours {_duration(ours)}  {record['peer']} {_duration(peer)}  ratio {record['ratio']:.2f}")
     parts.append(f"[{record['ratio_lower_quartile']:.2f}, {record['ratio_upper_quartile']:.2f}]")
     if "ours_gflops" in record:
@@ -233,6 +239,9 @@ def line_of(record: Record) -> str:
         parts.append(
             f"{record['share_of_valid_steps']:.0%} valid, {record['share_of_dense_cost']:.0%} of cost"
         )
+    if "parts_seconds" in record:
+        whole = sum(record["parts_seconds"].values())
+        parts.append(", ".join(f"{name} {x / whole:.0%}" for name, x in record["parts_seconds"].items()))
     return "  ".join(parts)
 
 

@@ -132,7 +132,8 @@ def add_parser(commands: Any) -> None:
     model.add_argument(
         "--compute-dtype",
         choices=("bfloat16",),
-        help="round what the LSTM multiplies to it: faster, most of all with AMX (default: --dtype)",
+        help="round what the LSTM multiplies to it: faster where the processor multiplies bfloat16 "
+        "(default: --dtype)",
     )
 
     training = parser.add_argument_group("training")
