@@ -144,7 +144,7 @@ def fma_peak(threads: int) -> float | None:
 
     Measured once per process and number of threads, like `read_bandwidth`.
     """
-    return _native("fma_peak.cpp", str(threads), "f32")
+    return _native("native/fma_peak.cpp", str(threads), "f32")
 
 
 def read_bandwidth(threads: int, bytes_per_thread: int) -> float | None:
