@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pytest
 import tolerances
 
 import fusedlstm
 from fusedlstm import _core
+
+# A shell starts jobs in the background with Ctrl-C ignored, which children inherit; some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MISSING = [level for level in _core.isa_compiled() if level not in _core.isa_levels()]
 
