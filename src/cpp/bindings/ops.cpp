@@ -5,16 +5,19 @@
 namespace fusedlstm {
 namespace {
 
-PyPackedLinear bind_pack(const py::object& weight_arg, const py::object& bias_arg) {
-  return with_type(type_of(weight_arg, "linear_pack", "weight"), [&](auto zero) {
+PyPackedLinear bind_pack(const py::object& weight_arg, const py::object& bias_arg,
+                         const std::optional<std::string>& compute_dtype) {
+  const Type type = type_of(weight_arg, "linear_pack", "weight");
+  return with_type(type, [&](auto zero) {
     using T = decltype(zero);
     const auto weight = view<const T>(weight_arg, "linear_pack", "weight", {{"O"}, {"I"}});
     require(weight.size() > 0, "linear_pack", "weight must not be empty, got " + shape_text(weight.array));
     const auto bias = optional_view<const T>(bias_arg, "linear_pack", "bias", {{"O", weight.dim(0)}});
+    const Compute compute = parse_compute(compute_dtype, type, weight.dim(1), "linear_pack");
     std::shared_ptr<const PackedLinear<T>> packed;
     without_gil([&] {
       packed = std::make_shared<PackedLinear<T>>(
-          pack_linear<T>(weight.dim(0), weight.dim(1), weight.data, bias.data));
+          pack_linear<T>(weight.dim(0), weight.dim(1), weight.data, bias.data, compute));
     });
     return PyPackedLinear{packed};
   });
@@ -30,6 +33,12 @@ py::object bind_linear_forward(const PyPackedLinear& packed, const py::object& x
     without_gil([&] { linear_forward<T>(w, x.dim(0), x.data, out, python_poll()); });
     return y;
   });
+}
+
+template <class T>
+void require_gradients(const PackedLinear<T>& w, const char* function) {
+  require(w.compute != Compute::kInt8, function,
+          "packed must be for training, got int8 weights, which are for inference");
 }
 
 // dx where it is wanted.
@@ -52,6 +61,7 @@ py::object bind_linear_backward(const PyPackedLinear& packed, const py::object& 
   return with_type(variant_type(packed.weights), [&](auto zero) -> py::object {
     using T = decltype(zero);
     const PackedLinear<T>& w = *packed.get<T>();
+    require_gradients(w, function);
     const auto x = view<const T>(x_arg, function, "x", {{"R"}, {"I", w.inputs}});
     const auto dy = view<const T>(dy_arg, function, "dy", {{"R", x.dim(0)}, {"O", w.outputs}});
     const auto d_weight =
@@ -131,6 +141,7 @@ py::tuple bind_linear_cross_entropy(const PyPackedLinear& packed, const py::obje
     const auto d_weight =
         optional_view<T>(d_weight_arg, function, "d_weight", {{"V", w.outputs}, {"I", w.inputs}}, true);
     const auto d_bias = optional_view<T>(d_bias_arg, function, "d_bias", {{"V", w.outputs}}, true);
+    if (need_dx || d_weight.data || d_bias.data) require_gradients(w, function);
     const WantedGradient<T> dx(need_dx, {x.dim(0), w.inputs});
     LossSum loss{};
     without_gil([&] {
@@ -267,11 +278,14 @@ void bind_ops(py::module_& m) {
   });
   packed.def_property_readonly("dtype",
                                [](const PyPackedLinear& p) { return type_name(variant_type(p.weights)); });
+  packed.def_property_readonly("compute_dtype",
+                               [](const PyPackedLinear& p) { return compute_name(p.weights); });
   packed.def_property_readonly("nbytes", [](const PyPackedLinear& p) {
     return std::visit([](const auto& w) { return w->bytes(); }, p.weights);
   });
 
-  m.def("linear_pack", &bind_pack, py::arg("weight"), py::arg("bias") = py::none());
+  m.def("linear_pack", &bind_pack, py::arg("weight"), py::arg("bias") = py::none(), py::kw_only(),
+        py::arg("compute_dtype") = py::none());
   m.def("linear_forward", &bind_linear_forward, py::arg("packed"), py::arg("x"));
   m.def("linear_backward", &bind_linear_backward, py::arg("packed"), py::arg("x"), py::arg("dy"),
         py::kw_only(), py::arg("d_weight") = py::none(), py::arg("d_bias") = py::none(),

@@ -97,8 +97,8 @@ struct Bf16Kernels {
   void (*gemm_transposed)(const GemmTransposedBf16&);
 };
 
-// C (M, N) = init + column_scale * (row_scale * (A B)) with int8 A and B and sums exact in int32; N a
-// multiple of kLowPanel.
+// C (M, N) = init + column_scale * (row_scale * (A B)) with int8 A and B and sums exact in int32. Rows of
+// init, and column_scale, go on to a multiple of kLowPanel.
 struct GemmInt8 {
   ptrdiff_t M, N, K;
   const int8_t* a;  // rows as those of bfloat16

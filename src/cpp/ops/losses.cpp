@@ -2,8 +2,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "ops/ops.h"
-#include "runtime/products.h"
+#include "ops/linear_gradients.h"
 
 namespace fusedlstm {
 namespace {
@@ -46,25 +45,15 @@ LossSum linear_cross_entropy(const PackedLinear<T>& w, ptrdiff_t R, const T* x, 
   const ptrdiff_t chunk = std::min(std::max<ptrdiff_t>(R, 1), std::clamp<ptrdiff_t>(fit, 64, 1024));
   Buffer<T> logits(chunk * pitch);
   std::vector<T> nll(static_cast<size_t>(R));
-  std::vector<Buffer<T>> scratch;
-  for (int t = 0; t < num_threads(); ++t) scratch.emplace_back(d_weight ? transposed_scratch(I, k.panel) : 0);
-  run_job(R * V * I < (1 << 16) ? 1 : static_cast<int>(scratch.size()), poll, [&](Team& team) {
+  LinearGradients<T> gradients(w, chunk, gradient ? chunk : 0, d_weight != nullptr);
+  run_job(R * V * I < (1 << 16) ? 1 : num_threads(), poll, [&](Team& team) {
     for (ptrdiff_t r0 = 0; r0 < R; r0 += chunk) {
       const ptrdiff_t rows = std::min(chunk, R - r0);
-      const Share own = share_of(rows, team.thread(), team.threads(), kTileRows);
-      if (own.size() > 0)
-        gemm_in_pieces<T>(k,
-                          {.M = own.size(),
-                           .N = V,
-                           .K = I,
-                           .a = x + (r0 + own.begin) * I,
-                           .a_row = I,
-                           .b = w.forward.data(),
-                           .init = w.bias.data(),
-                           .init_row = 0,
-                           .c = logits.data() + own.begin * pitch,
-                           .c_row = pitch},
-                          team);
+      const T* const x_rows = x + r0 * I;
+      round_for_share(team, w, rows, x_rows, gradients.low_x);
+      linear_share(team, w, rows, x_rows, I, gradients.low_x, logits.data(), pitch);
+      team.barrier();
+      const Share own = share_of(rows, team.thread(), team.threads());
       for (ptrdiff_t r = own.begin; r < own.end; ++r) {
         T* const z = logits.data() + r * pitch;
         const int32_t target = targets[r0 + r];
@@ -73,38 +62,7 @@ LossSum linear_cross_entropy(const PackedLinear<T>& w, ptrdiff_t R, const T* x, 
       }
       team.barrier();
       if (!gradient) continue;
-      const T* const d = logits.data();
-      if (dx && own.size() > 0)
-        gemm_in_pieces<T>(k,
-                          {.M = own.size(),
-                           .N = I,
-                           .K = V,
-                           .a = d + own.begin * pitch,
-                           .a_row = pitch,
-                           .b = w.backward.data(),
-                           .init = nullptr,
-                           .init_row = 0,
-                           .c = dx + (r0 + own.begin) * I,
-                           .c_row = I},
-                          team);
-      if (d_weight)
-        gemm_transposed_share<T>(k,
-                                 {.M = V,
-                                  .N = I,
-                                  .R = rows,
-                                  .a = d,
-                                  .a_row = pitch,
-                                  .a_rows = nullptr,
-                                  .b = x + r0 * I,
-                                  .b_row = I,
-                                  .b_rows = nullptr,
-                                  .c = d_weight,
-                                  .c_row = I,
-                                  .scratch = scratch[static_cast<size_t>(team.thread())].data()},
-                                 team);
-      const Share columns = share_of(V, team.thread(), team.threads(), 16);
-      if (d_bias && columns.size() > 0)
-        k.add_rows(rows, columns.size(), d + columns.begin, pitch, nullptr, d_bias + columns.begin);
+      gradients.share(team, rows, x_rows, logits.data(), pitch, dx ? dx + r0 * I : nullptr, d_weight, d_bias);
       team.barrier();
     }
   });

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "runtime/cpu.h"
+#include "runtime/low_precision.h"
 #include "runtime/memory.h"
 #include "runtime/threads.h"
 
@@ -15,17 +16,28 @@ template <class T>
 struct PackedLinear {
   ptrdiff_t inputs, outputs;
   const Level* level;
-  Buffer<T> forward;   // panels (I, O)
-  Buffer<T> backward;  // panels (O, I)
-  Buffer<T> bias;      // (O), zeros without bias
+  Compute compute;
+  Buffer<T> forward;                    // panels (I, O)
+  Buffer<T> backward;                   // panels (O, I)
+  LowMatrix low_forward, low_backward;  // instead of these two in low precision; int8 has no backward
+  Buffer<T> bias;                       // (O), zeros without bias, and up to whole panels
 
   const Kernels<T>& kernels() const { return kernels_of<T>(*level); }
-  size_t bytes() const { return forward.bytes() + backward.bytes() + bias.bytes(); }
+  size_t bytes() const {
+    return forward.bytes() + backward.bytes() + low_forward.bytes() + low_backward.bytes() + bias.bytes();
+  }
 };
 
-// weight (O, I); bias (O) or null.
+// weight (O, I); bias (O) or null. Low precision takes float32.
 template <class T>
-PackedLinear<T> pack_linear(ptrdiff_t outputs, ptrdiff_t inputs, const T* weight, const T* bias);
+PackedLinear<T> pack_linear(ptrdiff_t outputs, ptrdiff_t inputs, const T* weight, const T* bias,
+                            Compute compute = Compute::kFull);
+
+// A thread's share of y (R, O) = x W^T + b: x has its rows x_row apart; in low precision it is low_x, rounded
+// by then.
+template <class T>
+void linear_share(Team& team, const PackedLinear<T>& w, ptrdiff_t R, const T* x, ptrdiff_t x_row,
+                  const LowRows& low_x, T* y, ptrdiff_t y_row);
 
 // x (R, I) -> y (R, O)
 template <class T>
