@@ -59,7 +59,8 @@ LanguageModelRows<T>::LanguageModelRows(const LanguageModelDecoder<T>& model, pt
       H_(model.shape().hidden_size),
       pitch_(row_pitch<T>(H_)),
       gates_pitch_(4 * model.shape().hidden_padded()),
-      gates_(capacity * gates_pitch_) {
+      gates_(capacity * gates_pitch_),
+      low_output_(model.output().compute, capacity, H_) {
   for (ptrdiff_t layer = 0; layer < L_; ++layer) {
     for (std::vector<Buffer<T>>* state : {&h_, &h_next_, &c_})
       state->push_back(Buffer<T>::zeros(capacity * pitch_));
@@ -160,19 +161,8 @@ void LanguageModelRows<T>::step_share(Team& team, ptrdiff_t count, const int32_t
     }
     team.barrier();
   }
-  const PackedLinear<T>& output = model_.output();
-  gemm_share<T>(k,
-                {.M = count,
-                 .N = output.outputs,
-                 .K = H_,
-                 .a = h_.back().data(),
-                 .a_row = pitch_,
-                 .b = output.forward.data(),
-                 .init = output.bias.data(),
-                 .init_row = 0,
-                 .c = logits,
-                 .c_row = output.outputs},
-                team);
+  round_for_share(team, model_.output(), count, h_.back().data(), pitch_, low_output_);
+  linear_share(team, model_.output(), count, h_.back().data(), pitch_, low_output_, logits, vocabulary());
   team.barrier();
 }
 

@@ -69,6 +69,7 @@ class LanguageModelRows final : public StepRows<T> {
   std::vector<Buffer<T>> h_, h_next_, c_;    // by layer: (capacity, H_pad)
   std::vector<LowRows> low_h_, low_h_next_;  // by layer: h in low precision
   Buffer<T> gates_;                          // (capacity, 4 H_pad): W x + b of the layer at hand
+  LowRows low_output_;                       // what the output layer takes in low precision
 };
 
 }  // namespace fusedlstm

@@ -51,6 +51,14 @@ PackedLinear<T> pack_linear(ptrdiff_t outputs, ptrdiff_t inputs, const T* weight
 }
 
 template <class T>
+void round_for_share(Team& team, const PackedLinear<T>& w, ptrdiff_t R, const T* x, ptrdiff_t x_row,
+                     LowRows& low_x) {
+  if (w.compute == Compute::kFull) return;
+  if constexpr (std::is_same_v<T, float>) low_x.round_share(*w.level, R, x, x_row, false, team);
+  team.barrier();
+}
+
+template <class T>
 void linear_share(Team& team, const PackedLinear<T>& w, ptrdiff_t R, const T* x, ptrdiff_t x_row,
                   const LowRows& low_x, T* y, ptrdiff_t y_row) {
   if constexpr (std::is_same_v<T, float>) {
@@ -89,7 +97,7 @@ template <class T>
 void linear_forward(const PackedLinear<T>& w, ptrdiff_t R, const T* x, T* y, const Poll& poll) {
   LowRows low_x(w.compute, R, w.inputs);
   run_job(threads_for(2.0 * static_cast<double>(R * w.inputs * w.outputs)), poll, [&](Team& team) {
-    round_for_share(team, w, R, x, low_x);
+    round_for_share(team, w, R, x, w.inputs, low_x);
     linear_share(team, w, R, x, w.inputs, low_x, y, w.outputs);
   });
 }
@@ -99,13 +107,14 @@ void linear_backward(const PackedLinear<T>& w, ptrdiff_t R, const T* x, const T*
                      T* d_bias, const Poll& poll) {
   LinearGradients<T> gradients(w, R, R, d_weight != nullptr);
   run_job(num_threads(), poll, [&](Team& team) {
-    round_for_share(team, w, R, x, gradients.low_x);
+    round_for_share(team, w, R, x, w.inputs, gradients.low_x);
     gradients.share(team, R, x, dy, w.outputs, dx, d_weight, d_bias);
   });
 }
 
 #define FUSEDLSTM_INSTANTIATE(T)                                                                            \
   template PackedLinear<T> pack_linear(ptrdiff_t, ptrdiff_t, const T*, const T*, Compute);                  \
+  template void round_for_share(Team&, const PackedLinear<T>&, ptrdiff_t, const T*, ptrdiff_t, LowRows&);   \
   template void linear_share(Team&, const PackedLinear<T>&, ptrdiff_t, const T*, ptrdiff_t, const LowRows&, \
                              T*, ptrdiff_t);                                                                \
   template void linear_forward(const PackedLinear<T>&, ptrdiff_t, const T*, T*, const Poll&);               \

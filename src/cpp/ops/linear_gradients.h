@@ -12,16 +12,6 @@
 
 namespace fusedlstm {
 
-// A thread's share of x (R, I) rounded for linear_share, where that is wanted; then waits for all threads.
-template <class T>
-void round_for_share(Team& team, const PackedLinear<T>& w, ptrdiff_t R, const T* x, LowRows& low_x) {
-  if constexpr (std::is_same_v<T, float>) {
-    if (w.compute == Compute::kFull) return;
-    low_x.round_share(*w.level, R, x, w.inputs, false, team);
-    team.barrier();
-  }
-}
-
 template <class T>
 class LinearGradients {
  public:

@@ -61,7 +61,7 @@ LossSum linear_cross_entropy(const PackedLinear<T>& w, ptrdiff_t R, const T* x, 
     for (ptrdiff_t r0 = 0; r0 < R; r0 += chunk) {
       const ptrdiff_t rows = std::min(chunk, R - r0);
       const T* const x_rows = x + r0 * I;
-      round_for_share(team, w, rows, x_rows, gradients.low_x);
+      round_for_share(team, w, rows, x_rows, I, gradients.low_x);
       linear_share(team, w, rows, x_rows, I, gradients.low_x, logits.data(), pitch);
       team.barrier();
       const Share own = share_of(rows, team.thread(), team.threads());

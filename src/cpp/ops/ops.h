@@ -33,8 +33,11 @@ template <class T>
 PackedLinear<T> pack_linear(ptrdiff_t outputs, ptrdiff_t inputs, const T* weight, const T* bias,
                             Compute compute = Compute::kFull);
 
-// A thread's share of y (R, O) = x W^T + b: x has its rows x_row apart; in low precision it is low_x, rounded
-// by then.
+// A thread's share of y (R, O) = x W^T + b: x has its rows x_row apart; in low precision it is low_x, which
+// round_for_share makes of x. That waits for all threads.
+template <class T>
+void round_for_share(Team& team, const PackedLinear<T>& w, ptrdiff_t R, const T* x, ptrdiff_t x_row,
+                     LowRows& low_x);
 template <class T>
 void linear_share(Team& team, const PackedLinear<T>& w, ptrdiff_t R, const T* x, ptrdiff_t x_row,
                   const LowRows& low_x, T* y, ptrdiff_t y_row);
