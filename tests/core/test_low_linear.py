@@ -136,7 +136,9 @@ def test_what_has_no_gradient_is_refused(rng):
         _core.linear_backward(packed, x, np.zeros((4, 5), F))
     with pytest.raises(ValueError, match="packed must be for training, got int8"):
         _core.linear_cross_entropy(packed, x, targets, need_dx=True)
-    with pytest.raises(ValueError, match="linear_pack: compute_dtype must be 'float32', 'bfloat16' or 'int8'"):
+    with pytest.raises(
+        ValueError, match="linear_pack: compute_dtype must be 'float32', 'bfloat16' or 'int8'"
+    ):
         _core.linear_pack(weight, bias, compute_dtype="float16")
     with pytest.raises(ValueError, match="linear_pack: compute_dtype must be 'float64' for float64 weights"):
         _core.linear_pack(weight.astype(float), compute_dtype="bfloat16")
