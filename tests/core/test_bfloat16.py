@@ -241,7 +241,7 @@ def test_packing_halves_the_weights():
 def test_errors():
     m = cases.model(3, 5, dtype="float64")
     with pytest.raises(
-        ValueError, match=r"LSTM.pack: compute_dtype must be 'float64' for a float64 LSTM, got"
+        ValueError, match=r"LSTM.pack: compute_dtype must be 'float64' for float64 weights, got"
     ):
         m.lstm.pack(m.flat, compute_dtype="bfloat16")
     m = low(3, 5)

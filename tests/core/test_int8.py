@@ -180,5 +180,5 @@ def test_errors():
     with pytest.raises(ValueError, match="adds up to 65536 products, got inputs of 65537"):
         wide.pack(np.zeros(wide.num_parameters, F), backward=False, compute_dtype="int8")
     double = cases.model(3, 5, dtype="float64")
-    with pytest.raises(ValueError, match="must be 'float64' for a float64 LSTM, got 'int8'"):
+    with pytest.raises(ValueError, match="must be 'float64' for float64 weights, got 'int8'"):
         double.lstm.pack(double.flat, backward=False, compute_dtype="int8")

@@ -30,33 +30,6 @@ std::string describe(const PyLSTM& l) {
          ", dtype='" + type_name(l.type) + "')";
 }
 
-Compute parse_compute(const std::string& name, const PyLSTM& lstm, bool backward) {
-  if (name == type_name(lstm.type)) return Compute::kFull;
-  if (name == "bfloat16" && lstm.type == Type::kFloat32) return Compute::kBfloat16;
-  if (name == "int8" && lstm.type == Type::kFloat32) {
-    require(!backward, "LSTM.pack", "compute_dtype 'int8' is for inference: backward must be False");
-    const ptrdiff_t most = std::max(lstm.shape.input_size, lstm.shape.outputs());
-    require(most <= kInt8MostTerms, "LSTM.pack",
-            "compute_dtype 'int8' adds up to " + std::to_string(kInt8MostTerms) +
-                " products, got inputs of " + std::to_string(most));
-    return Compute::kInt8;
-  }
-  throw py::value_error(
-      "LSTM.pack: compute_dtype must be " +
-      std::string(lstm.type == Type::kFloat32 ? "'float32', 'bfloat16' or 'int8'" : "'float64'") + " for a " +
-      type_name(lstm.type) + " LSTM, got '" + name + "'");
-}
-const char* compute_name(const PyPackedLSTM& packed) {
-  switch (std::visit([](const auto& w) { return w->compute; }, packed.weights)) {
-    case Compute::kBfloat16:
-      return "bfloat16";
-    case Compute::kInt8:
-      return "int8";
-    default:
-      return type_name(packed.lstm.type);
-  }
-}
-
 // The arguments that forward has with and without a tape.
 template <class T>
 struct ForwardArguments {
@@ -144,7 +117,7 @@ py::tuple forward_tape(const PyPackedLSTM& packed, const py::object& x, const py
                        const py::object& c0, const py::object& lengths, const py::object& embedding,
                        double dropout, uint64_t seed, const std::string& mode_name) {
   const TapeMode mode = tape_mode(mode_name);
-  require(std::string(compute_name(packed)) != "int8", "lstm_forward_tape",
+  require(std::string(compute_name(packed.weights)) != "int8", "lstm_forward_tape",
           "packed must be for training, got int8 weights, which are for inference");
   return with_type(packed.lstm.type, [&](auto zero) -> py::tuple {
     using T = decltype(zero);
@@ -212,7 +185,7 @@ void require_single_layer(const PyPackedLSTM& packed, const char* function) {
           "packed must have one layer and one direction, got " + describe(packed.lstm));
   require(packed.get<T>()->compute == Compute::kFull, function,
           std::string("packed must be packed for ") + type_name(packed.lstm.type) + ", got " +
-              compute_name(packed));
+              compute_name(packed.weights));
 }
 
 py::tuple cell_forward(const PyPackedLSTM& packed, const py::object& x_arg, const py::object& h_arg,
@@ -348,8 +321,10 @@ void bind_lstm(py::module_& m) {
       "pack",
       [](const PyLSTM& l, const py::object& parameters_arg, bool backward_too,
          const std::optional<std::string>& compute_dtype) {
-        const Compute compute =
-            compute_dtype ? parse_compute(*compute_dtype, l, backward_too) : Compute::kFull;
+        const Compute compute = parse_compute(compute_dtype, l.type,
+                                              std::max(l.shape.input_size, l.shape.outputs()), "LSTM.pack");
+        require(compute != Compute::kInt8 || !backward_too, "LSTM.pack",
+                "compute_dtype 'int8' is for inference: backward must be False");
         return with_type(l.type, [&](auto zero) {
           using T = decltype(zero);
           const auto parameters = view<const T>(parameters_arg, "LSTM.pack", "parameters",
@@ -370,7 +345,8 @@ void bind_lstm(py::module_& m) {
   packed.def_property_readonly("isa", [](const PyPackedLSTM& p) {
     return std::visit([](const auto& w) { return std::string(w->level->name); }, p.weights);
   });
-  packed.def_property_readonly("compute_dtype", &compute_name);
+  packed.def_property_readonly("compute_dtype",
+                               [](const PyPackedLSTM& p) { return compute_name(p.weights); });
   packed.def_property_readonly("nbytes", [](const PyPackedLSTM& p) {
     return std::visit([](const auto& w) { return w->bytes(); }, p.weights);
   });

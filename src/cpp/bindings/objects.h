@@ -3,6 +3,8 @@
 
 #include <cmath>
 #include <memory>
+#include <optional>
+#include <string>
 #include <variant>
 
 #include "bindings/support.h"
@@ -19,6 +21,34 @@ Type variant_type(const Variant& v) {
   return v.index() == 0 ? Type::kFloat32 : Type::kFloat64;
 }
 inline const char* type_name(Type type) { return type == Type::kFloat32 ? "float32" : "float64"; }
+
+// compute_dtype of a function that packs weights; int8 adds up to `terms` products, and has no backward.
+inline Compute parse_compute(const std::optional<std::string>& name, Type type, ptrdiff_t terms,
+                             const char* function) {
+  if (!name || *name == type_name(type)) return Compute::kFull;
+  if (type == Type::kFloat32 && *name == "bfloat16") return Compute::kBfloat16;
+  if (type == Type::kFloat32 && *name == "int8") {
+    require(terms <= kInt8MostTerms, function,
+            "compute_dtype 'int8' adds up to " + std::to_string(kInt8MostTerms) +
+                " products, got inputs of " + std::to_string(terms));
+    return Compute::kInt8;
+  }
+  throw py::value_error(std::string(function) + ": compute_dtype must be " +
+                        (type == Type::kFloat32 ? "'float32', 'bfloat16' or 'int8'" : "'float64'") + " for " +
+                        type_name(type) + " weights, got '" + *name + "'");
+}
+// Of packed weights.
+template <class Variant>
+const char* compute_name(const Variant& weights) {
+  switch (std::visit([](const auto& w) { return w->compute; }, weights)) {
+    case Compute::kBfloat16:
+      return "bfloat16";
+    case Compute::kInt8:
+      return "int8";
+    default:
+      return type_name(variant_type(weights));
+  }
+}
 
 struct PyLSTM {
   LstmShape shape;

@@ -1,3 +1,5 @@
+#include <pybind11/stl.h>
+
 #include <cmath>
 
 #include "bindings/objects.h"
@@ -5,16 +7,19 @@
 namespace fusedlstm {
 namespace {
 
-PyPackedLinear bind_pack(const py::object& weight_arg, const py::object& bias_arg) {
-  return with_type(type_of(weight_arg, "linear_pack", "weight"), [&](auto zero) {
+PyPackedLinear bind_pack(const py::object& weight_arg, const py::object& bias_arg,
+                         const std::optional<std::string>& compute_dtype) {
+  const Type type = type_of(weight_arg, "linear_pack", "weight");
+  return with_type(type, [&](auto zero) {
     using T = decltype(zero);
     const auto weight = view<const T>(weight_arg, "linear_pack", "weight", {{"O"}, {"I"}});
     require(weight.size() > 0, "linear_pack", "weight must not be empty, got " + shape_text(weight.array));
     const auto bias = optional_view<const T>(bias_arg, "linear_pack", "bias", {{"O", weight.dim(0)}});
+    const Compute compute = parse_compute(compute_dtype, type, weight.dim(1), "linear_pack");
     std::shared_ptr<const PackedLinear<T>> packed;
     without_gil([&] {
       packed = std::make_shared<PackedLinear<T>>(
-          pack_linear<T>(weight.dim(0), weight.dim(1), weight.data, bias.data));
+          pack_linear<T>(weight.dim(0), weight.dim(1), weight.data, bias.data, compute));
     });
     return PyPackedLinear{packed};
   });
@@ -30,6 +35,12 @@ py::object bind_linear_forward(const PyPackedLinear& packed, const py::object& x
     without_gil([&] { linear_forward<T>(w, x.dim(0), x.data, out, python_poll()); });
     return y;
   });
+}
+
+template <class T>
+void require_gradients(const PackedLinear<T>& w, const char* function) {
+  require(w.compute != Compute::kInt8, function,
+          "packed must be for training, got int8 weights, which are for inference");
 }
 
 // dx where it is wanted.
@@ -52,6 +63,7 @@ py::object bind_linear_backward(const PyPackedLinear& packed, const py::object& 
   return with_type(variant_type(packed.weights), [&](auto zero) -> py::object {
     using T = decltype(zero);
     const PackedLinear<T>& w = *packed.get<T>();
+    require_gradients(w, function);
     const auto x = view<const T>(x_arg, function, "x", {{"R"}, {"I", w.inputs}});
     const auto dy = view<const T>(dy_arg, function, "dy", {{"R", x.dim(0)}, {"O", w.outputs}});
     const auto d_weight =
@@ -117,10 +129,15 @@ void check_targets(const View<const int32_t>& targets, ptrdiff_t V, int32_t igno
   }
 }
 
+void check_smoothing(double label_smoothing, const char* function) {
+  require(label_smoothing >= 0 && label_smoothing < 1, function,
+          "label_smoothing must lie in [0, 1), got " + std::to_string(label_smoothing));
+}
+
 py::tuple bind_linear_cross_entropy(const PyPackedLinear& packed, const py::object& x_arg,
                                     const py::object& targets_arg, double scale, int32_t ignore_index,
-                                    const py::object& d_weight_arg, const py::object& d_bias_arg,
-                                    bool need_dx) {
+                                    double label_smoothing, const py::object& d_weight_arg,
+                                    const py::object& d_bias_arg, bool need_dx) {
   constexpr const char* function = "linear_cross_entropy";
   return with_type(variant_type(packed.weights), [&](auto zero) -> py::tuple {
     using T = decltype(zero);
@@ -128,32 +145,36 @@ py::tuple bind_linear_cross_entropy(const PyPackedLinear& packed, const py::obje
     const auto x = view<const T>(x_arg, function, "x", {{"R"}, {"I", w.inputs}});
     const auto targets = view<const int32_t>(targets_arg, function, "targets", {{"R", x.dim(0)}});
     check_targets(targets, w.outputs, ignore_index, function);
+    check_smoothing(label_smoothing, function);
     const auto d_weight =
         optional_view<T>(d_weight_arg, function, "d_weight", {{"V", w.outputs}, {"I", w.inputs}}, true);
     const auto d_bias = optional_view<T>(d_bias_arg, function, "d_bias", {{"V", w.outputs}}, true);
+    if (need_dx || d_weight.data || d_bias.data) require_gradients(w, function);
     const WantedGradient<T> dx(need_dx, {x.dim(0), w.inputs});
     LossSum loss{};
     without_gil([&] {
       loss = linear_cross_entropy<T>(w, x.dim(0), x.data, targets.data, ignore_index, static_cast<T>(scale),
-                                     dx.data, d_weight.data, d_bias.data, python_poll());
+                                     dx.data, d_weight.data, d_bias.data, python_poll(),
+                                     static_cast<T>(label_smoothing));
     });
     return py::make_tuple(loss.nll, loss.counted, dx.array);
   });
 }
 
 py::tuple bind_cross_entropy(const py::object& logits_arg, const py::object& targets_arg, double scale,
-                             int32_t ignore_index, bool need_gradient) {
+                             int32_t ignore_index, double label_smoothing, bool need_gradient) {
   constexpr const char* function = "cross_entropy";
   return with_type(type_of(logits_arg, function, "logits"), [&](auto zero) -> py::tuple {
     using T = decltype(zero);
     const auto logits = view<const T>(logits_arg, function, "logits", {{"R"}, {"V"}});
     const auto targets = view<const int32_t>(targets_arg, function, "targets", {{"R", logits.dim(0)}});
     check_targets(targets, logits.dim(1), ignore_index, function);
+    check_smoothing(label_smoothing, function);
     const WantedGradient<T> d(need_gradient, {logits.dim(0), logits.dim(1)});
     LossSum loss{};
     without_gil([&] {
       loss = cross_entropy<T>(logits.dim(0), logits.dim(1), logits.data, targets.data, ignore_index,
-                              static_cast<T>(scale), d.data, python_poll());
+                              static_cast<T>(scale), d.data, python_poll(), static_cast<T>(label_smoothing));
     });
     return py::make_tuple(loss.nll, loss.counted, d.array);
   });
@@ -267,11 +288,14 @@ void bind_ops(py::module_& m) {
   });
   packed.def_property_readonly("dtype",
                                [](const PyPackedLinear& p) { return type_name(variant_type(p.weights)); });
+  packed.def_property_readonly("compute_dtype",
+                               [](const PyPackedLinear& p) { return compute_name(p.weights); });
   packed.def_property_readonly("nbytes", [](const PyPackedLinear& p) {
     return std::visit([](const auto& w) { return w->bytes(); }, p.weights);
   });
 
-  m.def("linear_pack", &bind_pack, py::arg("weight"), py::arg("bias") = py::none());
+  m.def("linear_pack", &bind_pack, py::arg("weight"), py::arg("bias") = py::none(), py::kw_only(),
+        py::arg("compute_dtype") = py::none());
   m.def("linear_forward", &bind_linear_forward, py::arg("packed"), py::arg("x"));
   m.def("linear_backward", &bind_linear_backward, py::arg("packed"), py::arg("x"), py::arg("dy"),
         py::kw_only(), py::arg("d_weight") = py::none(), py::arg("d_bias") = py::none(),
@@ -281,9 +305,11 @@ void bind_ops(py::module_& m) {
   m.def("dropout", &bind_dropout, py::arg("x"), py::arg("rate"), py::arg("seed"), py::arg("stream") = 0);
   m.def("linear_cross_entropy", &bind_linear_cross_entropy, py::arg("packed"), py::arg("x"),
         py::arg("targets"), py::kw_only(), py::arg("scale") = 1.0, py::arg("ignore_index") = -1,
-        py::arg("d_weight") = py::none(), py::arg("d_bias") = py::none(), py::arg("need_dx") = false);
+        py::arg("label_smoothing") = 0.0, py::arg("d_weight") = py::none(), py::arg("d_bias") = py::none(),
+        py::arg("need_dx") = false);
   m.def("cross_entropy", &bind_cross_entropy, py::arg("logits"), py::arg("targets"), py::kw_only(),
-        py::arg("scale") = 1.0, py::arg("ignore_index") = -1, py::arg("need_gradient") = true);
+        py::arg("scale") = 1.0, py::arg("ignore_index") = -1, py::arg("label_smoothing") = 0.0,
+        py::arg("need_gradient") = true);
   m.def("mean_squared_error", &bind_mean_squared_error, py::arg("y"), py::arg("target"), py::kw_only(),
         py::arg("need_gradient") = true);
   m.def("gradient_norm", &bind_gradient_norm, py::arg("gradients"));

@@ -206,7 +206,16 @@ void gemm_int8(const GemmInt8& whole) {
     for (; g.N >= kInt8FewRowsPanels * kLowPanel; next(kInt8FewRowsPanels))
       int8_panels<kInt8FewRowsPanels>(g);
   for (; g.N >= kInt8Panels * kLowPanel; next(kInt8Panels)) int8_panels<kInt8Panels>(g);
-  for (; g.N > 0; next(1)) int8_panels<1>(g);
+  for (; g.N >= kLowPanel; next(1)) int8_panels<1>(g);
+  if (g.N > 0)  // a last panel that is only partly there
+    for (; g.M > 0; next_rows(g, 1)) {
+      float row[kLowPanel];
+      GemmInt8 tile = g;
+      tile.M = 1;
+      tile.c = row;
+      int8_panels<1>(tile);
+      for (ptrdiff_t j = 0; j < g.N; ++j) g.c[j] = row[j];
+    }
 }
 
 constexpr Int8Kernels int8_kernels() {

@@ -1,4 +1,4 @@
-// Products whose operands are rounded to bfloat16 or int8. Sums, gates and c are float32.
+// The products of a layer whose operands are rounded to bfloat16 or int8. Sums, gates and c are float32.
 #pragma once
 
 #include <algorithm>
@@ -7,67 +7,6 @@
 #include "runtime/products.h"
 
 namespace fusedlstm {
-
-// Rows of n values in the type that products take.
-struct LowRows {
-  ptrdiff_t n = 0, pitch = 0;
-  Buffer<uint16_t> bf16;
-  Buffer<int8_t> int8;
-  Buffer<float> scale;  // int8: of each row
-
-  LowRows() = default;
-  LowRows(Compute compute, ptrdiff_t rows, ptrdiff_t columns)
-      : n(columns),
-        pitch(low_pitch(columns)),
-        bf16(compute == Compute::kBfloat16 ? rows * pitch : 0),
-        int8(compute == Compute::kInt8 ? rows * pitch : 0),
-        scale(compute == Compute::kInt8 ? rows : 0) {}
-
-  // Whole rows [first, first + rows) = x. `hidden`: values in [-1, 1], which int8 counts in steps of 1/127;
-  // others have a scale for each row.
-  void round(const Level& level, ptrdiff_t first, ptrdiff_t rows, const float* x, ptrdiff_t x_row,
-             bool hidden) {
-    if (bf16.size())
-      level.bf16.round_rows(rows, n, low_padded(n), x, x_row, bf16.data() + first * pitch, pitch);
-    else
-      level.int8.quantise_rows(rows, n, low_padded(n), x, x_row, int8.data() + first * pitch, pitch,
-                               hidden ? nullptr : scale.data() + first);
-  }
-  void round_share(const Level& level, ptrdiff_t rows, const float* x, ptrdiff_t x_row, bool hidden,
-                   const Team& team) {
-    const Share share = share_of(rows, team.thread(), team.threads());
-    round(level, share.begin, share.size(), x + share.begin * x_row, x_row, hidden);
-  }
-  // A block of hidden units of the rows first, first + stride ...; the last block fills up with zeros.
-  void round_units(const Level& level, ptrdiff_t first, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t begin,
-                   ptrdiff_t count, const float* h, ptrdiff_t h_row) {
-    const ptrdiff_t padded = begin + count >= n ? low_padded(n) - begin : count, at = first * pitch + begin;
-    if (bf16.size())
-      level.bf16.round_rows(rows, count, padded, h, h_row, bf16.data() + at, stride * pitch);
-    else
-      level.int8.quantise_rows(rows, count, padded, h, h_row, int8.data() + at, stride * pitch, nullptr);
-  }
-  void copy_row(ptrdiff_t from, ptrdiff_t to) {
-    if (bf16.size()) std::copy_n(bf16.data() + from * pitch, pitch, bf16.data() + to * pitch);
-    if (int8.size()) std::copy_n(int8.data() + from * pitch, pitch, int8.data() + to * pitch);
-  }
-};
-
-inline GemmBf16 bf16_product(const LowRows& a, const LowMatrix& b) {
-  return {.K = a.n,
-          .a = a.bf16.data(),
-          .a_row = a.pitch,
-          .b = b.bf16.data(),
-          .b_panel = low_padded(a.n) * kLowPanel};
-}
-inline GemmInt8 int8_product(const LowRows& a, const LowMatrix& b) {
-  return {.K = a.n,
-          .a = a.int8.data(),
-          .a_row = a.pitch,
-          .b = b.int8.data(),
-          .b_panel = int8_panel(a.n),
-          .column_scale = b.scale.data()};
-}
 
 // A thread's share of to (rows, 4, H_pad) = W x + b.
 inline void low_input_share(const Level& level, const PackedLayer<float>& layer, const LowRows& x,

@@ -4,25 +4,9 @@
 #include <vector>
 
 #include "lstm/shape.h"
-#include "runtime/cpu.h"
-#include "runtime/memory.h"
+#include "runtime/low_precision.h"
 
 namespace fusedlstm {
-
-// The type in which weights, inputs and hidden states are multiplied.
-enum class Compute {
-  kFull,      // that of the parameters
-  kBfloat16,  // with float32 sums, cell states and gates; float32 parameters only
-  kInt8,      // the same, for inference
-};
-
-// A matrix in panels of bfloat16 or int8.
-struct LowMatrix {
-  Buffer<uint16_t> bf16;
-  Buffer<int8_t> int8;
-  Buffer<float> scale;  // int8: of each column
-  size_t bytes() const { return bf16.bytes() + int8.bytes() + scale.bytes(); }
-};
 
 // One layer and direction. H_pad = H rounded up to 16; gate columns are [4][H_pad], zero where there is no
 // unit.

@@ -2,26 +2,35 @@
 #include <algorithm>
 #include <vector>
 
-#include "ops/ops.h"
-#include "runtime/products.h"
+#include "ops/linear_gradients.h"
 
 namespace fusedlstm {
 namespace {
 
 constexpr ptrdiff_t kLogitBytes = 16 << 20;  // of logits held at a time
 
-// -log p(target) of one row; with d, d = scale * (softmax - one hot), which may lie over the logits.
+// -sum_j q_j log p_j of one row, with q = (1 - epsilon) one hot + epsilon / V (Szegedy et al. 2016); with d,
+// d = scale * (softmax - q), which may lie over the logits.
 template <class T>
-T row_loss(const Kernels<T>& k, ptrdiff_t V, const T* logits, int32_t target, bool counted, T scale, T* d) {
+T row_loss(const Kernels<T>& k, ptrdiff_t V, const T* logits, int32_t target, bool counted, T scale,
+           T epsilon, T* d) {
   if (!counted) {
     if (d) std::fill(d, d + V, T(0));
     return T(0);
   }
   T largest;
   const T z_target = logits[target];
+  // mean_j (-log p_j) = -log p_target - mean_j (z_j - z_target)
+  const T smoothing =
+      epsilon > T(0) ? -epsilon / static_cast<T>(V) * k.sum_of_differences(V, logits, z_target) : T(0);
   const T log_sum = k.softmax_row(V, logits, scale, d, &largest);
-  if (d) d[target] -= scale;
-  return log_sum - (z_target - largest);
+  if (d && epsilon > T(0)) {
+    k.add_constant(V, -scale * epsilon / static_cast<T>(V), d);
+    d[target] -= scale * (T(1) - epsilon);
+  } else if (d) {
+    d[target] -= scale;
+  }
+  return (log_sum - (z_target - largest)) + smoothing;
 }
 
 template <class T>
@@ -38,7 +47,8 @@ LossSum total(const std::vector<T>& nll, const int32_t* targets, int32_t ignore_
 
 template <class T>
 LossSum linear_cross_entropy(const PackedLinear<T>& w, ptrdiff_t R, const T* x, const int32_t* targets,
-                             int32_t ignore_index, T scale, T* dx, T* d_weight, T* d_bias, const Poll& poll) {
+                             int32_t ignore_index, T scale, T* dx, T* d_weight, T* d_bias, const Poll& poll,
+                             T label_smoothing) {
   const Kernels<T>& k = w.kernels();
   const ptrdiff_t V = w.outputs, I = w.inputs, pitch = row_pitch<T>(V);
   const bool gradient = dx || d_weight || d_bias;
@@ -46,65 +56,24 @@ LossSum linear_cross_entropy(const PackedLinear<T>& w, ptrdiff_t R, const T* x, 
   const ptrdiff_t chunk = std::min(std::max<ptrdiff_t>(R, 1), std::clamp<ptrdiff_t>(fit, 64, 1024));
   Buffer<T> logits(chunk * pitch);
   std::vector<T> nll(static_cast<size_t>(R));
-  std::vector<Buffer<T>> scratch;
-  for (int t = 0; t < num_threads(); ++t) scratch.emplace_back(d_weight ? transposed_scratch(I, k.panel) : 0);
-  run_job(R * V * I < (1 << 16) ? 1 : static_cast<int>(scratch.size()), poll, [&](Team& team) {
+  LinearGradients<T> gradients(w, chunk, gradient ? chunk : 0, d_weight != nullptr);
+  run_job(R * V * I < (1 << 16) ? 1 : num_threads(), poll, [&](Team& team) {
     for (ptrdiff_t r0 = 0; r0 < R; r0 += chunk) {
       const ptrdiff_t rows = std::min(chunk, R - r0);
-      const Share own = share_of(rows, team.thread(), team.threads(), kTileRows);
-      if (own.size() > 0)
-        gemm_in_pieces<T>(k,
-                          {.M = own.size(),
-                           .N = V,
-                           .K = I,
-                           .a = x + (r0 + own.begin) * I,
-                           .a_row = I,
-                           .b = w.forward.data(),
-                           .init = w.bias.data(),
-                           .init_row = 0,
-                           .c = logits.data() + own.begin * pitch,
-                           .c_row = pitch},
-                          team);
+      const T* const x_rows = x + r0 * I;
+      round_for_share(team, w, rows, x_rows, I, gradients.low_x);
+      linear_share(team, w, rows, x_rows, I, gradients.low_x, logits.data(), pitch);
+      team.barrier();
+      const Share own = share_of(rows, team.thread(), team.threads());
       for (ptrdiff_t r = own.begin; r < own.end; ++r) {
         T* const z = logits.data() + r * pitch;
         const int32_t target = targets[r0 + r];
         nll[static_cast<size_t>(r0 + r)] =
-            row_loss(k, V, z, target, target != ignore_index, scale, gradient ? z : nullptr);
+            row_loss(k, V, z, target, target != ignore_index, scale, label_smoothing, gradient ? z : nullptr);
       }
       team.barrier();
       if (!gradient) continue;
-      const T* const d = logits.data();
-      if (dx && own.size() > 0)
-        gemm_in_pieces<T>(k,
-                          {.M = own.size(),
-                           .N = I,
-                           .K = V,
-                           .a = d + own.begin * pitch,
-                           .a_row = pitch,
-                           .b = w.backward.data(),
-                           .init = nullptr,
-                           .init_row = 0,
-                           .c = dx + (r0 + own.begin) * I,
-                           .c_row = I},
-                          team);
-      if (d_weight)
-        gemm_transposed_share<T>(k,
-                                 {.M = V,
-                                  .N = I,
-                                  .R = rows,
-                                  .a = d,
-                                  .a_row = pitch,
-                                  .a_rows = nullptr,
-                                  .b = x + r0 * I,
-                                  .b_row = I,
-                                  .b_rows = nullptr,
-                                  .c = d_weight,
-                                  .c_row = I,
-                                  .scratch = scratch[static_cast<size_t>(team.thread())].data()},
-                                 team);
-      const Share columns = share_of(V, team.thread(), team.threads(), 16);
-      if (d_bias && columns.size() > 0)
-        k.add_rows(rows, columns.size(), d + columns.begin, pitch, nullptr, d_bias + columns.begin);
+      gradients.share(team, rows, x_rows, logits.data(), pitch, dx ? dx + r0 * I : nullptr, d_weight, d_bias);
       team.barrier();
     }
   });
@@ -113,14 +82,14 @@ LossSum linear_cross_entropy(const PackedLinear<T>& w, ptrdiff_t R, const T* x, 
 
 template <class T>
 LossSum cross_entropy(ptrdiff_t R, ptrdiff_t V, const T* logits, const int32_t* targets, int32_t ignore_index,
-                      T scale, T* d_logits, const Poll& poll) {
+                      T scale, T* d_logits, const Poll& poll, T label_smoothing) {
   const Kernels<T>& k = kernels_of<T>(current_level());
   std::vector<T> nll(static_cast<size_t>(R));
   run_job(R * V < (1 << 14) ? 1 : 0, poll, [&](Team& team) {
     const Share own = share_of(R, team.thread(), team.threads());
     for (ptrdiff_t r = own.begin; r < own.end; ++r)
       nll[static_cast<size_t>(r)] = row_loss(k, V, logits + r * V, targets[r], targets[r] != ignore_index,
-                                             scale, d_logits ? d_logits + r * V : nullptr);
+                                             scale, label_smoothing, d_logits ? d_logits + r * V : nullptr);
   });
   return total(nll, targets, ignore_index);
 }
@@ -165,9 +134,9 @@ double gradient_norm(ptrdiff_t n, const T* gradients) {
 
 #define FUSEDLSTM_INSTANTIATE(T)                                                                     \
   template LossSum linear_cross_entropy(const PackedLinear<T>&, ptrdiff_t, const T*, const int32_t*, \
-                                        int32_t, T, T*, T*, T*, const Poll&);                        \
+                                        int32_t, T, T*, T*, T*, const Poll&, T);                     \
   template LossSum cross_entropy(ptrdiff_t, ptrdiff_t, const T*, const int32_t*, int32_t, T, T*,     \
-                                 const Poll&);                                                       \
+                                 const Poll&, T);                                                    \
   template double mean_squared_error(ptrdiff_t, const T*, const T*, T*);                             \
   template double gradient_norm(ptrdiff_t, const T*);
 FUSEDLSTM_INSTANTIATE(float)

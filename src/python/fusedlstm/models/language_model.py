@@ -99,8 +99,8 @@ class LanguageModel(Module):
     dtype : str
         "float32" or "float64".
     compute_dtype : str, optional
-        Of the LSTM's products, as in `fusedlstm.nn.LSTM`: "bfloat16" or None. It is saved with the
-        model.
+        Of the products of the LSTM and of the output layer, as in `fusedlstm.nn.LSTM`: "bfloat16" or None. It
+        is saved with the model.
     init : str or tuple
         "torch": PyTorch's defaults of each layer (a tied matrix as an output layer); ("uniform", a): every
         parameter from U(-a, a).
@@ -212,10 +212,11 @@ class LanguageModel(Module):
 
     @property
     def _output(self) -> _core.PackedLinear:
-        packed = self._packed_output
-        if packed is None:
+        packed, compute = self._packed_output, self.lstm.compute_dtype
+        if packed is None or packed.compute_dtype != (compute or self.dtype):
             bias = self._view(self._parameters, "output.bias")
-            packed = self._packed_output = _core.linear_pack(self._output_weight, bias)
+            packed = _core.linear_pack(self._output_weight, bias, compute_dtype=compute)
+            self._packed_output = packed
         return packed
 
     def config(self) -> dict[str, Any]:
@@ -588,7 +589,7 @@ class LanguageModel(Module):
             The file.
         compute_dtype : str, optional
             Instead of the one the model was saved with, for a float32 model: "float32", "bfloat16", or
-            "int8" for `evaluate` and `generate` only, with a quarter of the memory for the LSTM's weights.
+            "int8" for `evaluate` and `generate` only, with a quarter of the memory for the weights.
 
         Raises
         ------

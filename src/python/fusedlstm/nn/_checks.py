@@ -27,6 +27,19 @@ def dtype_name(dtype: str) -> str:
     return name
 
 
+def compute_name(compute_dtype: str | None, dtype: str, who: str) -> str | None:
+    """The type that products are made in, ``"bfloat16"`` or ``"int8"``; None if that is ``dtype`` itself."""
+    if compute_dtype is None or compute_dtype == dtype:
+        return None
+    if compute_dtype not in ("bfloat16", "int8"):
+        raise ValueError(
+            f"{who}: compute_dtype must be {dtype!r}, 'bfloat16' or 'int8', got {compute_dtype!r}"
+        )
+    if dtype != "float32":
+        raise ValueError(f"{who}: compute_dtype {compute_dtype!r} needs dtype 'float32', got {dtype!r}")
+    return compute_dtype
+
+
 def integer(value: object, name: str, minimum: int, maximum: int | None = None) -> int:
     """An int in a range; ``True``, ``3.0`` and ``"3"`` are refused."""
     wanted = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"

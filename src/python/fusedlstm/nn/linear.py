@@ -8,6 +8,8 @@ from fusedlstm import _core
 from fusedlstm.nn._checks import (
     Float,
     Init,
+    compute_name,
+    dtype_name,
     float_array,
     integer,
     require_finite,
@@ -41,6 +43,10 @@ class Linear(Layer):
         Whether there is a bias.
     dtype : str
         ``"float32"`` or ``"float64"``.
+    compute_dtype : str, optional
+        ``"bfloat16"``: operands of the products are rounded to it, forward and backward, with float32 sums
+        and parameters. ``"int8"``: for inference, with a scale for each row of ``x`` and ``weight``. None or
+        `dtype` itself: in `dtype`.
     init : str or tuple
         ``"torch"``: U(-1/sqrt(I), 1/sqrt(I)); ``("uniform", a)``: U(-a, a).
     seed : int
@@ -49,7 +55,7 @@ class Linear(Layer):
     Raises
     ------
     ValueError, TypeError
-        If a size, dtype or init is not as described.
+        If a size, dtype, compute_dtype or init is not as described.
 
     Notes
     -----
@@ -75,6 +81,7 @@ class Linear(Layer):
         *,
         bias: bool = True,
         dtype: str = "float32",
+        compute_dtype: str | None = None,
         init: Init = "torch",
         seed: int = 0,
     ) -> None:
@@ -87,6 +94,7 @@ class Linear(Layer):
             shapes.append(("bias", (self.out_features,)))
         self._has_bias = bool(bias)
         self._packed: _core.PackedLinear | None = None
+        self.compute_dtype = compute_name(compute_dtype, dtype_name(dtype), "Linear")
         super().__init__(dtype, lay_out(shapes))
         for view in self.named_parameters().values():
             view[...] = generator.uniform(-limit, limit, view.shape)
@@ -116,7 +124,9 @@ class Linear(Layer):
         """The weights laid out for the kernels; packed again if the parameters were marked as updated."""
         packed = self._packed
         if packed is None:
-            packed = self._packed = _core.linear_pack(self.weight, self.bias)
+            packed = self._packed = _core.linear_pack(
+                self.weight, self.bias, compute_dtype=self.compute_dtype
+            )
         return packed
 
     def _drop_packed(self) -> None:
@@ -142,7 +152,12 @@ class Linear(Layer):
         return y.reshape(*array.shape[:-1], self.out_features)
 
     def forward(self, x: Any) -> tuple[Float, LinearTape]:
-        """``y`` (..., O) for ``x`` (..., I), and the tape for `backward`; raises what a call raises."""
+        """``y`` (..., O) for ``x`` (..., I), and the tape for `backward`.
+
+        Raises what a call raises, and ValueError with int8, which has no backward.
+        """
+        if self.compute_dtype == "int8":
+            raise ValueError("Linear.forward: compute_dtype 'int8' is for inference: it has no backward")
         array = self._input(x)
         packed = self.packed
         y = _core.linear_forward(packed, _rows(array)).reshape(*array.shape[:-1], self.out_features)

@@ -14,6 +14,7 @@ from fusedlstm.nn._checks import (
     Init,
     Int,
     State,
+    compute_name,
     dtype_name,
     float_array,
     integer,
@@ -274,17 +275,7 @@ class LSTM(Layer):
 
     @compute_dtype.setter
     def compute_dtype(self, compute_dtype: str | None) -> None:
-        if compute_dtype == self.dtype:
-            compute_dtype = None
-        if compute_dtype not in (None, "bfloat16", "int8"):
-            raise ValueError(
-                f"LSTM: compute_dtype must be {self.dtype!r}, 'bfloat16' or 'int8', got {compute_dtype!r}"
-            )
-        if compute_dtype is not None and self.dtype != "float32":
-            raise ValueError(
-                f"LSTM: compute_dtype {compute_dtype!r} needs dtype 'float32', got {self.dtype!r}"
-            )
-        self._compute_dtype = compute_dtype
+        self._compute_dtype = compute_name(compute_dtype, self.dtype, "LSTM")
         self._packed = None
 
     @property
