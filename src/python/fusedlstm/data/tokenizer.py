@@ -268,7 +268,8 @@ class Tokenizer:
         if self.kind == "subword":
             own = self._model.token_to_id(getattr(self._model.model, "unk_token", None) or "<unk>")
             unknown += [] if own is None else [own + 3]
-        return bool(len(ids)) and bool(np.isin(ids, unknown).all())
+        known = ids[~np.isin(ids, unknown)]
+        return bool(len(ids)) and not (self.decode(known).strip() if self.kind == "subword" else len(known))
 
     def to_dict(self) -> dict[str, Any]:
         """The tokenizer as values that JSON has; `from_dict` reads them back."""

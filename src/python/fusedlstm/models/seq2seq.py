@@ -1,0 +1,569 @@
+"""Sequence to sequence: an encoder reads one text, a decoder writes another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedlstm import _core
+from fusedlstm.data import PairBatch, PairBatches, TokenizerPair
+from fusedlstm.data.pairs import Epoch, source_ids
+from fusedlstm.io import FormatError, ModelSchema, Option, load_model, save_model
+from fusedlstm.models.encoder_decoder import BRIDGES, Bridge, Decoder, Encoder
+from fusedlstm.nn import Module, derive_seed
+from fusedlstm.nn._checks import Init, integer, rate
+
+if TYPE_CHECKING:
+    from fusedlstm.training import History
+    from fusedlstm.training.run import Carry
+
+Float = NDArray[Any]
+Int = NDArray[np.int32]
+Pairs = Sequence[tuple[str, str]]
+
+
+def _lstm_shapes(
+    name: str, inputs: int, hidden: int, layers: int, directions: int = 1
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for layer in range(layers):
+        for suffix in ("", "_reverse")[:directions]:
+            width = inputs if layer == 0 else directions * hidden
+            yield f"{name}.weight_ih_l{layer}{suffix}", (4 * hidden, width)
+            yield f"{name}.weight_hh_l{layer}{suffix}", (4 * hidden, hidden)
+            yield f"{name}.bias_ih_l{layer}{suffix}", (4 * hidden,)
+            yield f"{name}.bias_hh_l{layer}{suffix}", (4 * hidden,)
+
+
+def _shapes(config: Mapping[str, Any], sizes: tuple[int, int]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the tensors of a model file."""
+    sources, targets = sizes
+    E, H, L = config["embedding_size"], config["hidden_size"], config["num_layers"]
+    D = 2 if config["bidirectional"] else 1
+    if config["bridge"] == "pass" and D == 2:
+        raise FormatError("config: bridge 'pass' needs bidirectional false")
+    yield "encoder.embedding.weight", (sources, E)
+    yield from _lstm_shapes("encoder.lstm", E, H, L, D)
+    if config["bridge"] != "pass":
+        for layer in range(L):
+            for state in ("h", "c"):
+                yield f"bridge.{state}_l{layer}.weight", (H, D * H)
+                yield f"bridge.{state}_l{layer}.bias", (H,)
+    if not config["share_embedding"]:
+        yield "decoder.embedding.weight", (targets, E)
+    elif sources != targets:
+        raise FormatError(f"config: share_embedding needs one vocabulary, got {sources} and {targets}")
+    yield from _lstm_shapes("decoder.lstm", E, H, L)
+    yield "decoder.output.weight", (targets, H)
+    yield "decoder.output.bias", (targets,)
+
+
+_RATE = Option(float, minimum=0.0, below=1.0)
+
+SCHEMA = ModelSchema(
+    "seq2seq",
+    {
+        "embedding_size": Option(int, minimum=1),
+        "hidden_size": Option(int, minimum=1),
+        "num_layers": Option(int, minimum=1),
+        "bidirectional": Option(bool),
+        "bridge": Option(str, choices=BRIDGES),
+        "reverse_source": Option(bool),
+        "share_embedding": Option(bool),
+        "dropout": _RATE,
+        "embedding_dropout": _RATE,
+        "output_dropout": _RATE,
+        "dtype": Option(str, choices=("float32", "float64")),
+        "compute_dtype": Option(str, choices=("bfloat16",), nullable=True),
+        "longest_source": Option(int, minimum=0),
+    },
+    _shapes,
+    pair=True,
+)
+
+# places of random numbers under one seed
+_ENCODER, _BRIDGE, _DECODER = 0, 1, 2
+
+
+class Seq2Seq(Module):
+    r"""Encoder–decoder: p(target | source) = prod_t p(y_t | y_<t, source).
+
+    .. code-block:: text
+
+        m_1..m_S, (h, c) = Encoder(x_1 .. x_S <eos>)       reversed: x_S .. x_1 <eos>
+        h_0, c_0         = Bridge(h, c)
+        p(y_t | y_<t)    = Decoder(y_{t-1}, h_{t-1}, c_{t-1})      y_0 = <bos>, until <eos>
+
+    Parameters
+    ----------
+    tokenizers : TokenizerPair
+        Of source and target.
+    embedding_size : int, optional
+        E of both sides; ``hidden_size`` by default.
+    hidden_size, num_layers : int
+        H and L of encoder (each direction) and decoder.
+    bidirectional : bool
+        Whether the encoder also reads from the last token to the first.
+    bridge : str, optional
+        From the encoder's states to the decoder's, see `Bridge`; by default "pass" for one direction and
+        "linear" for two.
+    reverse_source : bool
+        Whether the encoder reads sources from their last token to the first.
+    share_embedding : bool
+        One table for both sides; needs one tokenizer for both.
+    dropout : float
+        Rate between layers, in [0, 1).
+    embedding_dropout, output_dropout : float, optional
+        Rates on the embeddings and before the output layer; ``dropout`` by default.
+    dtype, compute_dtype
+        As in `fusedlstm.nn.LSTM`; "bfloat16" is saved with the model.
+    init : str or tuple
+        "torch", or ("uniform", a): every parameter from U(-a, a).
+    seed : int
+        Of the initial values.
+
+    Attributes
+    ----------
+    encoder, bridge, decoder : Module
+        The parts.
+    longest_source : int
+        Most tokens of a source that the model was trained on, ``<eos>`` included.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an option is out of its range or of a wrong kind.
+
+    Notes
+    -----
+    A pair costs about ``2 (4 H (E + H) + 8 H^2 (L - 1)) (D S + T) + 2 H V T`` FLOPs to read, and three times
+    that to train.
+
+    References
+    ----------
+    Sutskever, Vinyals and Le: Sequence to sequence learning with neural networks, 2014.
+    Cho et al.: Learning phrase representations using RNN encoder–decoder, 2014.
+
+    Examples
+    --------
+    >>> from fusedlstm import Seq2Seq
+    >>> from fusedlstm.data import Tokenizer, TokenizerPair
+    >>> letters = Tokenizer.from_lines(["abcd"], "char")
+    >>> model = Seq2Seq(TokenizerPair(letters, letters), hidden_size=32, reverse_source=True)
+    >>> pairs = [(a + b, b + a) for a in "abcd" for b in "abcd"]
+    >>> history = model.fit(pairs, epochs=40, batch_size=16, lr=0.02, progress=False)
+    >>> model.evaluate(pairs) < 0.1
+    True
+    """
+
+    def __init__(
+        self,
+        tokenizers: TokenizerPair,
+        *,
+        embedding_size: int | None = None,
+        hidden_size: int,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        bridge: str | None = None,
+        reverse_source: bool = False,
+        share_embedding: bool = False,
+        dropout: float = 0.0,
+        embedding_dropout: float | None = None,
+        output_dropout: float | None = None,
+        dtype: str = "float32",
+        compute_dtype: str | None = None,
+        init: Init = "torch",
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(tokenizers, TokenizerPair):
+            raise TypeError(f"Seq2Seq: tokenizers must be a TokenizerPair, got {type(tokenizers).__name__}")
+        if share_embedding and not tokenizers.shared:
+            raise ValueError("Seq2Seq: share_embedding needs one tokenizer for source and target")
+        self.tokenizers = tokenizers
+        H = integer(hidden_size, "hidden_size", 1)
+        E = H if embedding_size is None else integer(embedding_size, "embedding_size", 1)
+        self.reverse_source, self.share_embedding = bool(reverse_source), bool(share_embedding)
+        self.dropout = rate(dropout, "dropout")
+        self.embedding_dropout = rate(
+            dropout if embedding_dropout is None else embedding_dropout, "embedding_dropout"
+        )
+        self.output_dropout = rate(dropout if output_dropout is None else output_dropout, "output_dropout")
+        self.longest_source = 0
+        self.encoder = Encoder(
+            len(tokenizers.source),
+            E,
+            H,
+            num_layers,
+            bidirectional=bidirectional,
+            dropout=dropout,
+            embedding_dropout=self.embedding_dropout,
+            dtype=dtype,
+            compute_dtype=compute_dtype,
+            init=init,
+            seed=derive_seed(seed, _ENCODER),
+        )
+        self.bridge = Bridge(
+            bridge or ("linear" if bidirectional else "pass"),
+            H,
+            H,
+            num_layers,
+            bidirectional=bidirectional,
+            dtype=dtype,
+            init=init,
+            seed=derive_seed(seed, _BRIDGE),
+        )
+        self.decoder = Decoder(
+            len(tokenizers.target),
+            E,
+            H,
+            num_layers,
+            dropout=dropout,
+            embedding_dropout=self.embedding_dropout,
+            output_dropout=self.output_dropout,
+            embedding=self.encoder.embedding if share_embedding else None,
+            dtype=dtype,
+            compute_dtype=compute_dtype,
+            init=init,
+            seed=derive_seed(seed, _DECODER),
+        )
+        super().__init__(
+            dtype, children={"encoder": self.encoder, "bridge": self.bridge, "decoder": self.decoder}
+        )
+
+    def config(self) -> dict[str, Any]:
+        """Sizes and options, as plain JSON values."""
+        lstm = self.encoder.lstm
+        return {
+            "embedding_size": lstm.input_size,
+            "hidden_size": lstm.hidden_size,
+            "num_layers": lstm.num_layers,
+            "bidirectional": lstm.bidirectional,
+            "bridge": self.bridge.kind,
+            "reverse_source": self.reverse_source,
+            "share_embedding": self.share_embedding,
+            "dropout": self.dropout,
+            "embedding_dropout": self.embedding_dropout,
+            "output_dropout": self.output_dropout,
+            "dtype": self.dtype,
+            "compute_dtype": None if lstm.compute_dtype == "int8" else lstm.compute_dtype,
+            "longest_source": self.longest_source,
+        }
+
+    # training -------------------------------------------------------------------------------------------
+
+    def training_step(
+        self, batch: PairBatch, *, scale: float, seed: int, label_smoothing: float = 0.0
+    ) -> tuple[float, int]:
+        """Forward and backward of one batch; gradients are added to `gradients`.
+
+        Parameters
+        ----------
+        batch : PairBatch
+            Sources and targets.
+        scale : float
+            Factor on every gradient: ``1 / batch.count`` for the mean loss per token.
+        seed : int
+            Of this step's dropout masks.
+        label_smoothing : float
+            In [0, 1), see `fusedlstm.nn.CrossEntropyLoss`.
+
+        Returns
+        -------
+        loss : float
+            Sum over the predictions, in nats (not scaled).
+        count : int
+            Number of predictions.
+        """
+        (_, final), encoder_tape = self.encoder.forward(
+            batch.source, batch.source_lengths, seed=derive_seed(seed, _ENCODER)
+        )
+        state, bridge_tape = self.bridge.forward(final)
+        rows, decoder_tape = self.decoder.forward(
+            batch.inputs, batch.target_lengths, state, seed=derive_seed(seed, _DECODER)
+        )
+        output = self.decoder.output
+        total, count, d_rows = _core.linear_cross_entropy(
+            output.packed,
+            rows,
+            batch.targets[decoder_tape.valid],
+            scale=scale,
+            label_smoothing=label_smoothing,
+            d_weight=output.d_weight,
+            d_bias=output.d_bias,
+            need_dx=True,
+        )
+        assert d_rows is not None  # it was asked for
+        d_state = self.decoder.backward(decoder_tape, d_rows)
+        self.encoder.backward(encoder_tape, None, self.bridge.backward(bridge_tape, d_state))
+        return total, count
+
+    def fit(
+        self,
+        pairs: Pairs,
+        *,
+        validation: float | Pairs | None = None,
+        batch_size: int = 64,
+        max_length: int | None = None,
+        pool: int = 50,
+        label_smoothing: float = 0.0,
+        loss_scale: str = "mean",
+        **options: Any,
+    ) -> History:
+        """Train on pairs of sentences.
+
+        Parameters
+        ----------
+        pairs : sequence of (str, str)
+            Source and target sentences.
+        validation : float or sequence of pairs, optional
+            Pairs to measure the loss on after every epoch; a number in (0, 1) sets that part of ``pairs``
+            aside, from their end.
+        batch_size : int
+            Pairs of a step.
+        max_length, pool : int
+            Which pairs are left out, and how those of similar length are found: see
+            `fusedlstm.data.PairBatches`.
+        label_smoothing : float
+            In [0, 1), of the training loss only; see `fusedlstm.nn.CrossEntropyLoss`.
+        loss_scale : str
+            "mean": gradients of the mean loss per token. "batch": of the loss summed over tokens and divided
+            by the batch size, as Sutskever et al. 2014; ``clip`` bounds the norm of that.
+        **options
+            Those of `fusedlstm.training.train`: epochs, optimiser, lr, schedule, clip, early_stopping, seed,
+            log, checkpoint, resume, progress, and so on.
+
+        Returns
+        -------
+        History
+            Losses per epoch, in nats per target token.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An option out of its range; no pairs, or an empty sentence; and as `fusedlstm.training.train`.
+        FloatingPointError, OSError, KeyboardInterrupt
+            As `fusedlstm.training.train`.
+        """
+        from fusedlstm.training import train
+
+        if isinstance(validation, float | int):
+            cut = int(len(pairs) * (1.0 - validation))
+            if not 0.0 < validation < 1.0 or cut in (0, len(pairs)):
+                raise ValueError(
+                    f"fit: validation must be a fraction that leaves pairs on both sides, got {validation} "
+                    f"of {len(pairs)}"
+                )
+            pairs, validation = pairs[:cut], pairs[cut:]
+        task = _Translation(
+            self,
+            self._batches(pairs, batch_size, max_length=max_length, pool=pool),
+            None if validation is None else self._batches(validation, batch_size),
+            label_smoothing=label_smoothing,
+            loss_scale=loss_scale,
+        )
+        return train(task, **options)
+
+    def _batches(self, pairs: Pairs, batch_size: int, **options: Any) -> PairBatches:
+        return PairBatches(pairs, self.tokenizers, batch_size, reverse_source=self.reverse_source, **options)
+
+    # measuring ------------------------------------------------------------------------------------------
+
+    def evaluate(self, pairs: Pairs, *, batch_size: int = 64) -> float:
+        """Mean loss per target token, ``<eos>`` included, without dropout and label smoothing.
+
+        Parameters
+        ----------
+        pairs : sequence of (str, str)
+            Source and target sentences.
+        batch_size : int
+            Pairs of a native call; it does not change a pair's loss.
+
+        Returns
+        -------
+        float
+            Nats per token; its exponential is the perplexity.
+
+        Raises
+        ------
+        ValueError
+            If there is no pair or a sentence is empty.
+        """
+        return self._loss(self._batches(pairs, batch_size))
+
+    def _loss(self, pairs: PairBatches) -> float:
+        losses = self._pair_losses(pairs)
+        return float(losses.sum()) / pairs.num_targets
+
+    def _pair_losses(self, pairs: PairBatches) -> NDArray[np.float64]:
+        """-log p(target | source) of every pair, in their order."""
+        losses = np.zeros(len(pairs))
+        epoch = pairs.in_order()
+        for members, batch in zip(epoch.members, epoch, strict=True):
+            _, final = self.encoder(batch.source, batch.source_lengths)
+            rows = self.decoder(batch.inputs, batch.target_lengths, self.bridge(final))
+            stops = np.cumsum(batch.target_lengths)
+            for pair, stop, targets in zip(members, stops, batch.targets, strict=True):
+                wanted = targets[targets >= 0]
+                losses[pair], _, _ = _core.linear_cross_entropy(
+                    self.decoder.output.packed, rows[stop - len(wanted) : stop], wanted
+                )
+        return losses
+
+    def score(self, source: str | Sequence[str], target: str | Sequence[str]) -> float | list[float]:
+        """Log-probability of targets given sources, ``<eos>`` included.
+
+        Parameters
+        ----------
+        source, target : str or sequence of str
+            One pair, or as many of both.
+
+        Returns
+        -------
+        float or list of float
+            Natural logarithms, at most 0.
+
+        Raises
+        ------
+        ValueError
+            If the numbers differ, or a sentence is empty or, for a source, has unknown tokens only.
+        """
+        single = isinstance(source, str)
+        sources = [source] if isinstance(source, str) else list(source)
+        targets = [target] if isinstance(target, str) else list(target)
+        if len(sources) != len(targets):
+            raise ValueError(f"score: {len(sources)} sources need as many targets, got {len(targets)}")
+        if not sources:
+            return []
+        self._sources(sources, "score")
+        losses = self._pair_losses(self._batches(list(zip(sources, targets, strict=True)), 64))
+        return -float(losses[0]) if single else [-float(loss) for loss in losses]
+
+    def _sources(self, texts: Sequence[str], who: str) -> list[Int]:
+        """Sources as the encoder reads them."""
+        tokenizer = self.tokenizers.source
+        encoded = []
+        for number, text in enumerate(texts, start=1):
+            which = f"source {number} of {len(texts)}" if len(texts) > 1 else "the source"
+            ids = tokenizer.encode(text)
+            if not len(ids):
+                raise ValueError(f"{who}: {which} is empty: {text!r}")
+            if tokenizer.all_unknown(ids):
+                raise ValueError(
+                    f"{who}: {which} has unknown tokens only, none of the {len(tokenizer)} of the "
+                    f"vocabulary: {text[:60]!r}"
+                )
+            encoded.append(source_ids(ids, tokenizer.end, self.reverse_source))
+        return encoded
+
+    # files ----------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write parameters, configuration and tokenizers to one safetensors file, atomically.
+
+        Raises
+        ------
+        OSError
+            Disk full, no permission: names the path; a file that was there is untouched.
+        """
+        save_model(path, self.named_parameters(), self.config(), self.tokenizers, schema=SCHEMA)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, compute_dtype: str | None = None) -> Seq2Seq:
+        """Read a model that `save` wrote.
+
+        Parameters
+        ----------
+        path : str or path
+            The file.
+        compute_dtype : str, optional
+            Instead of the one the model was saved with, for a float32 model: "float32" or "bfloat16".
+
+        Raises
+        ------
+        FormatError
+            Truncated, damaged, foreign or inconsistent file.
+        OSError
+            The file cannot be read.
+        ValueError
+            If `compute_dtype` is not for a model of this dtype.
+        ImportError
+            If it has subword tokenizers, and the package is missing.
+        """
+        file = load_model(path, SCHEMA)
+        assert isinstance(file.vocabulary, TokenizerPair)  # the schema asks for one
+        config = dict(file.config)
+        longest = config.pop("longest_source")
+        if config["share_embedding"] and not file.vocabulary.shared:
+            raise FormatError(f"{path}: config: share_embedding needs one tokenizer for source and target")
+        model = cls(file.vocabulary, **config)
+        if compute_dtype is not None:
+            model.encoder.lstm.compute_dtype = model.decoder.lstm.compute_dtype = compute_dtype
+        model.longest_source = longest
+        model.load_state_dict(file.tensors)
+        return model
+
+
+class _Translation:
+    """Targets from sources, as a task."""
+
+    def __init__(
+        self,
+        model: Seq2Seq,
+        pairs: PairBatches,
+        validation: PairBatches | None,
+        *,
+        label_smoothing: float,
+        loss_scale: str,
+    ) -> None:
+        if loss_scale not in ("mean", "batch"):
+            raise ValueError(f"fit: loss_scale must be 'mean' or 'batch', got {loss_scale!r}")
+        self.model, self.pairs, self.validation = model, pairs, validation
+        self.label_smoothing = rate(label_smoothing, "label_smoothing")
+        self.loss_scale = loss_scale
+        model.longest_source = max(model.longest_source, *(len(ids) for ids in pairs.sources))
+        self.unit = model.tokenizers.target.kind
+        self.targets = pairs.num_targets
+        self.validates = validation is not None
+        tokenizers = json.dumps(model.tokenizers.to_dict()).encode()
+        self.fingerprint = {
+            "model": model.config(),
+            "tokenizers": hashlib.sha256(tokenizers).hexdigest(),
+            "pairs": _digest(pairs),
+            "validation": None if validation is None else _digest(validation),
+            "batch_size": pairs.batch_size,
+            "pool": pairs.pool,
+            "label_smoothing": self.label_smoothing,
+            "loss_scale": loss_scale,
+        }
+
+    def batches(self, seed: int, epoch: int) -> Epoch:
+        return self.pairs.epoch(seed, epoch)
+
+    def initial_carry(self) -> Carry:
+        return {}
+
+    def training_step(
+        self, batch: PairBatch, carry: Carry, *, seed: int, step: int
+    ) -> tuple[float, int, Carry]:
+        total, count = self.model.training_step(
+            batch,
+            scale=1.0 / (batch.count if self.loss_scale == "mean" else len(batch.source)),
+            seed=seed,
+            label_smoothing=self.label_smoothing,
+        )
+        return total, count, carry
+
+    def validation_loss(self) -> float | None:
+        return None if self.validation is None else self.model._loss(self.validation)
+
+
+def _digest(pairs: PairBatches) -> str:
+    digest = hashlib.sha256()
+    for source, target in zip(pairs.sources, pairs.targets, strict=True):
+        digest.update(len(source).to_bytes(8, "little") + source.tobytes() + target.tobytes())
+    return digest.hexdigest()
