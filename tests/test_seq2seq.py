@@ -149,13 +149,13 @@ def test_learns_to_reverse(reverse_source):
     assert model.longest_source == 5
 
 
-PROGRAM = """
+PROGRAM = f"""
 import sys, time
-sys.path.insert(0, sys.argv[1])
-from test_seq2seq import SHARED, reversals
 from fusedlstm import Seq2Seq
-folder, steps = sys.argv[2:]
-model = Seq2Seq(SHARED, hidden_size=8, num_layers=2, dropout=0.2)
+from fusedlstm.data import Tokenizer, TokenizerPair
+folder, steps = sys.argv[1:]
+tokenizer = Tokenizer.from_lines([{LETTERS!r}], "char")
+model = Seq2Seq(TokenizerPair(tokenizer, tokenizer), hidden_size=8, num_layers=2, dropout=0.2)
 real, calls = model.training_step, []
 def training_step(*arguments, **options):
     calls.append(1)
@@ -164,7 +164,7 @@ def training_step(*arguments, **options):
         time.sleep(60)
     return real(*arguments, **options)
 model.training_step = training_step
-model.fit(reversals(200), validation=0.2, epochs=3, batch_size=16, pool=3, label_smoothing=0.1, seed=7,
+model.fit({reversals(200)!r}, validation=0.2, epochs=3, batch_size=16, pool=3, label_smoothing=0.1, seed=7,
           log=folder + "/log", checkpoint=folder + "/checkpoint", checkpoint_steps=3, resume=True,
           progress=False)
 model.save(folder + "/model")
@@ -172,14 +172,12 @@ model.save(folder + "/model")
 
 
 def test_killed_and_resumed_is_the_same_to_the_last_bit(tmp_path):
-    from pathlib import Path
-
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     for folder, stops in ((whole, [0]), (torn, [5, 12, 0])):
         folder.mkdir()
         for steps in stops:
             process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(Path(__file__).parent), str(folder), str(steps)],
+                [sys.executable, "-c", PROGRAM, str(folder), str(steps)],
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )  # fmt: skip
             if steps:
