@@ -71,7 +71,10 @@ def add_training(training: argparse._ArgumentGroup) -> None:
         "--decay-after", type=natural_int, metavar="N", help="epochs of step before it decays (default: 4)"
     )
     training.add_argument(
-        "--decay-every", type=positive, metavar="X", help="epochs from one decay of step to the next (default: 1)"
+        "--decay-every",
+        type=positive,
+        metavar="X",
+        help="epochs from one decay of step to the next (default: 1)",
     )
     training.add_argument(
         "--warmup", type=natural_int, metavar="N", help="steps of cosine's linear rise (default: 0)"
@@ -190,9 +193,7 @@ def make_schedule(options: argparse.Namespace) -> Schedule:
     return Constant()
 
 
-def check_outputs(
-    options: argparse.Namespace, checkpoint: Path, texts: Iterable[str | None]
-) -> None:
+def check_outputs(options: argparse.Namespace, checkpoint: Path, texts: Iterable[str | None]) -> None:
     """Find out before hours of training what could not be written after them."""
     written = {"--output": options.output, "--log": options.log, "--plot": options.plot}
     for name, path in {**written, "--checkpoint": checkpoint}.items():
