@@ -1,5 +1,6 @@
 // The kernel table of one instruction set. Compiled once per level; the build defines FUSEDLSTM_LEVEL (its
 // name) and FUSEDLSTM_LEVEL_<NAME>.
+#include "kernels/additive.h"
 #include "kernels/bf16.h"
 #include "kernels/cell.h"
 #include "kernels/elementwise.h"
@@ -35,6 +36,8 @@ constexpr Kernels<T> kernels() {
       .add_rows = add_rows<T>,
       .dropout_row = dropout_row<T>,
       .softmax_row = softmax_row<T>,
+      .additive_scores = additive_scores<T>,
+      .additive_backward = additive_backward<T>,
       .sum_of_squares = sum_of_squares<T>,
       .squared_error = squared_error<T>,
       .scale = scale<T>,

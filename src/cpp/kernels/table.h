@@ -173,6 +173,27 @@ struct CellBackward {
   ptrdiff_t dy_row;
 };
 
+// Additive attention scores (S) of one row: v . tanh(k_s + query + coverage_s w).
+template <class T>
+struct AdditiveScores {
+  ptrdiff_t A, S;
+  const T* keys;      // panels (A, S)
+  const T* query;     // (A)
+  const T* v;         // (A)
+  const T* w;         // (A), null: no coverage
+  const T* coverage;  // (S)
+  T* scores;          // (S)
+};
+
+// From the derivatives of the scores (S). Assigned: d_query, d_v, d_w (A). Added to: d_keys, d_coverage (S).
+template <class T>
+struct AdditiveBackward {
+  AdditiveScores<T> forward;  // but for its scores
+  const T* d_scores;
+  T* d_keys;  // panels (A, S)
+  T *d_query, *d_v, *d_w, *d_coverage;
+};
+
 struct DropoutKey {
   uint64_t seed;
   uint32_t stream;
@@ -219,6 +240,8 @@ struct Kernels {
   void (*dropout_row)(ptrdiff_t n, DropoutKey key, uint32_t row, uint32_t step, T rate, const T* x, T* y);
   // log sum exp of V logits, the largest logit in *largest; with d: d = scale * softmax
   T (*softmax_row)(ptrdiff_t V, const T* logits, T scale, T* d, T* largest);
+  void (*additive_scores)(const AdditiveScores<T>&);
+  void (*additive_backward)(const AdditiveBackward<T>&);
   double (*sum_of_squares)(ptrdiff_t n, const T* x);
   double (*squared_error)(ptrdiff_t n, const T* y, const T* target, T factor, T* dy);
   void (*scale)(ptrdiff_t n, T factor, T* x);
