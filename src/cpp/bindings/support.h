@@ -103,6 +103,7 @@ py::array_t<T> new_array(const std::vector<ptrdiff_t>& shape) {
 void bind_runtime(py::module_& m);
 void bind_lstm(py::module_& m);
 void bind_ops(py::module_& m);
+void bind_attention(py::module_& m);
 void bind_decode(py::module_& m);
 void bind_stream(py::module_& m);
 
