@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "bindings/objects.h"
+
 namespace fusedlstm {
 namespace {
 
@@ -89,6 +91,47 @@ PyBeamOptions make_options(const py::object& width, const py::object& num_return
   return {o};
 }
 
+py::tuple search_language_model(const PyDecoder& self, const py::object& prompts_arg,
+                                const py::object& lengths_arg, const PyBeamOptions& beam,
+                                const py::object& h0_arg, const py::object& c0_arg,
+                                const py::object& on_prefix) {
+  return std::visit(
+      [&](const auto& decoder) {
+        using T = std::remove_cvref_t<decltype(*decoder->embedding())>;
+        const LstmShape& shape = decoder->shape();
+        const auto lengths = view<const int32_t>(lengths_arg, kFunction, "prompt_lengths", {{"N"}});
+        const ptrdiff_t N = lengths.size();
+        ptrdiff_t total = 0;
+        for (ptrdiff_t n = 0; n < N; ++n) {
+          require(lengths.data[n] >= 1, kFunction,
+                  "prompt_lengths must be at least 1, got " + std::to_string(lengths.data[n]) +
+                      " at position " + std::to_string(n));
+          total += lengths.data[n];
+        }
+        const auto prompts =
+            view<const int32_t>(prompts_arg, kFunction, "prompts", {{"sum(prompt_lengths)", total}});
+        check_range(prompts, 0, decoder->vocabulary(), kFunction, "prompts");
+        check_beam_options(beam.options, N, decoder->vocabulary(), kFunction);
+        const Dims state{{"L", shape.num_layers}, {"N", N}, {"H", shape.hidden_size}};
+        const auto h0 = optional_view<const T>(h0_arg, kFunction, "h0", state);
+        const auto c0 = optional_view<const T>(c0_arg, kFunction, "c0", state);
+        check_hidden(decoder->lstm(), h0, kFunction);
+        const auto callback = prefix_callback(on_prefix, kFunction);
+        std::vector<std::vector<Hypothesis<T>>> result;
+        if (N > 0)
+          without_gil([&] {
+            const Poll poll = python_poll();
+            LanguageModelRows<T> rows(*decoder, N * beam.options.width);
+            Buffer<T> logits(N * decoder->vocabulary());
+            rows.prefill(0, N, prompts.data, lengths.data, {h0.data, c0.data}, logits.data(), poll);
+            result = beam_search<T>(rows, {N, logits.data(), nullptr, prompts.data, lengths.data, callback},
+                                    beam.options, poll);
+          });
+        return beam_arrays(result, beam.options);
+      },
+      self.decoder);
+}
+
 }  // namespace
 
 void bind_beam(py::module_& m) {
@@ -109,6 +152,10 @@ void bind_beam(py::module_& m) {
            py::arg("stop_tokens") = py::tuple(), py::arg("banned_tokens") = py::tuple(),
            py::arg("repetition_penalty") = o.repetition_penalty,
            py::arg("no_repeat_ngram") = o.no_repeat_ngram);
+  py::reinterpret_borrow<py::class_<PyDecoder>>(m.attr("LanguageModelDecoder"))
+      .def("beam_search", &search_language_model, py::arg("prompts"), py::arg("prompt_lengths"),
+           py::arg("options"), py::kw_only(), py::arg("h0") = py::none(), py::arg("c0") = py::none(),
+           py::arg("on_prefix") = py::none());
 }
 
 }  // namespace fusedlstm
