@@ -27,10 +27,10 @@ PyDecoder make_decoder(const PyPackedLSTM& lstm, const py::object& embedding_arg
   });
 }
 
-py::tuple generate(const PyDecoder& self, const py::object& prompts_arg, const py::object& lengths_arg,
-                   ptrdiff_t max_new_tokens, const py::object& seeds_arg, bool greedy, double temperature,
-                   int64_t top_k, double top_p, int32_t stop_token, const py::object& h0_arg,
-                   const py::object& c0_arg, const py::object& on_tokens) {
+py::tuple generate_tokens(const PyDecoder& self, const py::object& prompts_arg, const py::object& lengths_arg,
+                          ptrdiff_t max_new_tokens, const py::object& seeds_arg, bool greedy,
+                          double temperature, int64_t top_k, double top_p, int32_t stop_token,
+                          const py::object& h0_arg, const py::object& c0_arg, const py::object& on_tokens) {
   constexpr const char* function = "generate";
   return std::visit(
       [&](const auto& decoder) -> py::tuple {
@@ -115,7 +115,7 @@ void bind_decode(py::module_& m) {
   decoder.def_property_readonly("nbytes", [](const PyDecoder& d) {
     return std::visit([](const auto& held) { return held->bytes(); }, d.decoder);
   });
-  decoder.def("generate", &generate, py::arg("prompts"), py::arg("prompt_lengths"), py::kw_only(),
+  decoder.def("generate", &generate_tokens, py::arg("prompts"), py::arg("prompt_lengths"), py::kw_only(),
               py::arg("max_new_tokens"), py::arg("seeds"), py::arg("greedy") = false,
               py::arg("temperature") = 1.0, py::arg("top_k") = 0, py::arg("top_p") = 1.0,
               py::arg("stop_token") = -1, py::arg("h0") = py::none(), py::arg("c0") = py::none(),
