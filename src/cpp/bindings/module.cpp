@@ -14,5 +14,6 @@ PYBIND11_MODULE(_core, m) {
   fusedlstm::bind_generation(m);
   fusedlstm::bind_attention(m);
   fusedlstm::bind_decode(m);
+  fusedlstm::bind_beam(m);
   fusedlstm::bind_stream(m);
 }

@@ -128,6 +128,7 @@ void bind_ops(py::module_& m);
 void bind_generation(py::module_& m);
 void bind_attention(py::module_& m);
 void bind_decode(py::module_& m);
+void bind_beam(py::module_& m);
 void bind_stream(py::module_& m);
 
 }  // namespace fusedlstm
