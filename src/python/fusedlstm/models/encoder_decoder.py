@@ -1,7 +1,7 @@
 """The parts of a sequence-to-sequence model.
 
 N batch, S source steps, T target steps, P valid target steps of all sequences, E embedding size, H hidden
-units, L layers, D directions of the encoder, V vocabulary size.
+units, L layers, D directions of the encoder, M memory size, A output size, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedlstm import _core
-from fusedlstm.nn import LSTM, Embedding, Linear, LSTMTape, Module, derive_seed
+from fusedlstm.nn import (
+    LSTM,
+    AttentionDecoder,
+    AttentionTape,
+    Embedding,
+    Linear,
+    LSTMTape,
+    Module,
+    ScheduledSampling,
+    derive_seed,
+)
 from fusedlstm.nn._checks import Init, integer, rate, token_array
 from fusedlstm.nn.linear import LinearTape
 from fusedlstm.nn.module import Tape
@@ -340,26 +350,44 @@ class Bridge(Module):
 
 
 class DecoderTape(Tape):
-    """What `Decoder.forward` keeps for `Decoder.backward`."""
+    """What `Decoder.forward` keeps for `Decoder.backward`.
+
+    Attributes
+    ----------
+    valid : bool (N, T)
+        Steps within the lengths.
+    weights : ndarray or None
+        (N, T, S), attention over the source at every step.
+    """
 
     def __init__(
-        self, layer: Decoder, lstm: LSTMTape, masked: _Embedded | None, valid: NDArray[np.bool_], seed: int
+        self,
+        layer: Decoder,
+        steps: LSTMTape | AttentionTape,
+        ids: Int,
+        valid: NDArray[np.bool_],
+        seed: int,
     ) -> None:
         super().__init__(layer)
-        self.lstm = lstm
-        self.masked = masked
+        self.steps = steps
+        self.ids = ids
         self.valid = valid
         self.seed = seed
 
+    @property
+    def weights(self) -> Float | None:
+        """Attention over the source at every step, (N, T, S)."""
+        return self.steps.weights if isinstance(self.steps, AttentionTape) else None
+
 
 class Decoder(Module):
-    r"""Writes a target, one token after the other, from an initial state.
+    r"""Writes a target, one token after the other, from an initial state and a memory of the source.
 
     .. code-block:: text
 
-        e_t = dropout(embedding[y_{t-1}])                    (E,)      y_0 = <bos>
-        h_t = LSTM(e_t, h_{t-1}, c_{t-1})                    (H,)
-        p(y_t | y_<t, x) = softmax(W dropout(h_t) + b)       (V,)
+        e_t = dropout(embedding[y_{t-1}])                           (E,)      y_0 = <bos>
+        a_t = AttentionDecoder(e_t, a_{t-1}, h_{t-1}, c_{t-1}, m)   (A,)      without attention a_t = h_t
+        p(y_t | y_<t, x) = softmax(W dropout(a_t) + b)              (V,)
 
     Parameters
     ----------
@@ -367,6 +395,12 @@ class Decoder(Module):
         V.
     embedding_size, hidden_size, num_layers : int
         E, H and L.
+    memory_size : int, optional
+        M, features of the memory; needed for attention.
+    attention : str, optional
+        "dot", "general", "concat" or "bahdanau", see `fusedlstm.nn.AttentionDecoder`; None: without.
+    attention_size, input_feeding, coverage
+        As in `fusedlstm.nn.AttentionDecoder`.
     dropout : float
         Rate between layers, in [0, 1).
     embedding_dropout, output_dropout : float
@@ -389,7 +423,7 @@ class Decoder(Module):
     >>> from fusedlstm.models import Decoder
     >>> decoder = Decoder(10, 4, 6)
     >>> state = np.zeros((1, 2, 6), np.float32)
-    >>> rows, tape = decoder.forward([[1, 3, 4], [1, 5, 0]], [3, 2], (state, state), seed=0)
+    >>> rows, tape = decoder.forward([[1, 3, 4], [1, 5, 0]], [3, 2], state=(state, state), seed=0)
     >>> rows.shape
     (5, 6)
     """
@@ -401,6 +435,11 @@ class Decoder(Module):
         hidden_size: int,
         num_layers: int = 1,
         *,
+        memory_size: int | None = None,
+        attention: str | None = None,
+        attention_size: int | None = None,
+        input_feeding: bool | None = None,
+        coverage: bool = False,
         dropout: float = 0.0,
         embedding_dropout: float = 0.0,
         output_dropout: float = 0.0,
@@ -424,23 +463,51 @@ class Decoder(Module):
                 f"got ({embedding.num_embeddings}, {embedding.embedding_dim})"
             )
         self.embedding = embedding
-        self.lstm = children["lstm"] = LSTM(
+        self.layers = children["layers"] = AttentionDecoder(
             embedding_size,
             hidden_size,
+            memory_size,
             num_layers,
+            attention=attention,
+            attention_size=attention_size,
+            input_feeding=input_feeding,
+            coverage=coverage,
             dropout=dropout,
-            return_state=True,
             dtype=dtype,
             compute_dtype=compute_dtype,
             init=init,
             seed=derive_seed(seed, _LSTM),
         )
         self.output = children["output"] = Linear(
-            hidden_size, vocabulary_size, dtype=dtype, init=init, seed=derive_seed(seed, _OUTPUT)
+            self.layers.output_size,
+            vocabulary_size,
+            dtype=dtype,
+            init=init,
+            seed=derive_seed(seed, _OUTPUT),
         )
+        self._native: tuple[Any, _core.AttentionDecoder] | None = None
         super().__init__(dtype, children=children)
 
-    def __call__(self, inputs: Any, lengths: Any, state: State) -> Float:
+    def _drop_packed(self) -> None:
+        self._native = None
+
+    @property
+    def native(self) -> _core.AttentionDecoder:
+        """The native loops that write targets, for the present parameters."""
+        packed = self.layers.lstm.packed  # another one once the LSTM computes in another type
+        if self._native is None or self._native[0] is not packed:
+            self._native = packed, self.layers.decoder(self.embedding, self.output)
+        return self._native[1]
+
+    def __call__(
+        self,
+        inputs: Any,
+        lengths: Any,
+        *,
+        state: State,
+        memory: Float | None = None,
+        memory_lengths: Any = None,
+    ) -> Float:
         """What the output layer reads at every valid step, without dropout.
 
         Parameters
@@ -451,63 +518,147 @@ class Decoder(Module):
             (N,), valid steps of each.
         state : (h, c)
             Initial states, each (L, N, H).
+        memory : ndarray, optional
+            (N, S, M), for attention.
+        memory_lengths : array_like of int, optional
+            (N,), valid steps of the memory, at least 1.
 
         Returns
         -------
         ndarray
-            (P, H), sequence after sequence.
+            (P, A), sequence after sequence.
 
         Raises
         ------
         ValueError, TypeError
-            As a call of `fusedlstm.nn.LSTM`.
+            As a call of `fusedlstm.nn.AttentionDecoder`.
         """
-        y, _ = self.lstm(inputs, state=state, lengths=lengths, embedding=self.embedding)
+        if self.layers.attention is None:
+            y, _ = self.layers.lstm(inputs, state=state, lengths=lengths, embedding=self.embedding)
+        else:
+            y = self.layers(
+                self.embedding(inputs),
+                memory,
+                memory_lengths=memory_lengths,
+                lengths=lengths,
+                state=state,
+            )
         rows: Float = y[_valid(lengths, y.shape[1])]
         return rows
 
-    def forward(self, inputs: Any, lengths: Any, state: State, *, seed: int) -> tuple[Float, DecoderTape]:
-        """What a call returns, with dropout, and the tape for `backward`; ``seed`` is of the masks."""
+    def forward(
+        self,
+        inputs: Any,
+        lengths: Any,
+        *,
+        state: State,
+        memory: Float | None = None,
+        memory_lengths: Any = None,
+        seed: int,
+        teacher_probability: float = 1.0,
+        sample: bool = False,
+    ) -> tuple[Float, DecoderTape]:
+        """What a call returns, with dropout, and the tape for `backward`.
+
+        Parameters
+        ----------
+        inputs, lengths, state, memory, memory_lengths
+            As for a call.
+        seed : int
+            Of the masks and of scheduled sampling.
+        teacher_probability : float
+            With which a step is fed its input instead of the decoder's own last token, for every sequence
+            and step alone. No gradient flows through the choice of a token.
+        sample : bool
+            Whether own tokens are drawn from the softmax instead of being its largest.
+
+        References
+        ----------
+        Bengio, Vinyals, Jaitly and Shazeer: Scheduled sampling for sequence prediction with recurrent neural
+        networks, 2015.
+        """
         x = token_array(inputs, self.vocabulary_size, "Decoder", "inputs")
-        lstm_seed = seed if self.lstm.takes_seed else None
-        masked = None
-        if self.embedding_dropout:
-            masked = _Embedded(x, self.embedding_dropout, derive_seed(seed, 0))
-            (y, _), tape = self.lstm.forward(
-                embed(self.embedding, masked), state=state, lengths=lengths, seed=lstm_seed
+        valid = _valid(lengths, x.shape[1])
+        mask_seed = derive_seed(seed, 0)
+        y: Float
+        tape: LSTMTape | AttentionTape
+        if self.layers.attention is None and teacher_probability == 1.0 and not self.embedding_dropout:
+            (y, _), tape = self.layers.lstm.forward(
+                x,
+                state=state,
+                lengths=lengths,
+                embedding=self.embedding,
+                seed=seed if self.layers.lstm.takes_seed else None,
             )
         else:
-            (y, _), tape = self.lstm.forward(
-                x, state=state, lengths=lengths, embedding=self.embedding, seed=lstm_seed
+            scheduled = None
+            if teacher_probability < 1.0:
+                own = np.full(x.shape[1], 1.0 - teacher_probability)
+                scheduled = ScheduledSampling(self.embedding, self.output, own, sample=sample)
+            y, tape = self.layers.forward(
+                self._vectors(x, mask_seed),
+                memory,
+                memory_lengths=memory_lengths,
+                lengths=lengths,
+                state=state,
+                seed=seed,
+                scheduled=scheduled,
             )
-        valid = _valid(lengths, x.shape[1])
         rows = y[valid]
-        mask_seed = derive_seed(seed, 0)
         if self.output_dropout:
             rows = _core.dropout(rows, self.output_dropout, mask_seed, _OUTPUT_MASK)
-        return rows, DecoderTape(self, tape, masked, valid, mask_seed)
+        return rows, DecoderTape(self, tape, x, valid, mask_seed)
 
-    def backward(self, tape: DecoderTape, d_rows: Float) -> State:
-        """Add the gradients of all parameters but the output layer's; those of the initial states.
+    def backward(self, tape: DecoderTape, d_rows: Float) -> tuple[Float | None, State]:
+        """Add the gradients of all parameters but the output layer's.
 
         Parameters
         ----------
         tape : DecoderTape
             From `forward`; it is used up.
         d_rows : ndarray
-            (P, H), of what `forward` returned.
+            (P, A), of what `forward` returned.
+
+        Returns
+        -------
+        d_memory : ndarray or None
+            (N, S, M); None without attention.
+        d_state : (dh, dc)
+            Of the initial states, each (L, N, H).
         """
         tape.check(self)
+        tape.consumed = True
         if self.output_dropout:
             d_rows = _core.dropout(d_rows, self.output_dropout, tape.seed, _OUTPUT_MASK)
-        dy = np.zeros((*tape.valid.shape, self.lstm.hidden_size), self.dtype)
+        dy = np.zeros((*tape.valid.shape, self.layers.output_size), self.dtype)
         dy[tape.valid] = d_rows
-        dx = self.lstm.backward(tape.lstm, dy)
-        if tape.masked is not None and dx is not None:
-            embed_backward(self.embedding, tape.masked, dx)
-        tape.consumed = True
-        assert tape.lstm.dh0 is not None and tape.lstm.dc0 is not None  # backward sets them
-        return tape.lstm.dh0, tape.lstm.dc0
+        if isinstance(tape.steps, LSTMTape):
+            self.layers.lstm.backward(tape.steps, dy)
+            assert tape.steps.dh0 is not None and tape.steps.dc0 is not None  # backward sets them
+            return None, (tape.steps.dh0, tape.steps.dc0)
+        own = tape.steps.tokens
+        dx, d_memory, d_state = self.layers.backward(tape.steps, dy)
+        self._vectors_backward(tape.ids, own, dx, tape.seed)
+        return d_memory, d_state
+
+    def _vectors(self, ids: Int, seed: int) -> Float:
+        """Vectors (N, T, E) of ids (N, T), with dropout."""
+        vectors = self.embedding(ids)
+        if not self.embedding_dropout:
+            return vectors
+        rows = vectors.reshape(ids.size, -1)
+        return _core.dropout(rows, self.embedding_dropout, seed, _EMBEDDING_MASK).reshape(vectors.shape)
+
+    def _vectors_backward(self, ids: Int, own: Int | None, dx: Float, seed: int) -> None:
+        """Add the gradient ``dx`` of `_vectors`, where own tokens, fed without dropout, took the place."""
+        d_rows = dx.reshape(ids.size, -1)
+        if self.embedding_dropout:
+            d_rows = _core.dropout(d_rows, self.embedding_dropout, seed, _EMBEDDING_MASK)
+        if own is not None:
+            fed = own.reshape(-1) >= 0
+            d_rows = np.where(fed[:, None], dx.reshape(ids.size, -1), d_rows)
+            ids = np.where(own >= 0, own, ids).astype(np.int32)
+        _core.embedding_backward(ids.reshape(-1), np.ascontiguousarray(d_rows), self.embedding.d_weight)
 
 
 def _valid(lengths: Any, steps: int) -> NDArray[np.bool_]:

@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from fusedlstm import _core
 from fusedlstm.data import PairBatch, PairBatches, TokenizerPair
 from fusedlstm.data.pairs import Epoch, source_ids
+from fusedlstm.generation import BeamSearch, Hypothesis, Sampling
 from fusedlstm.io import FormatError, ModelSchema, Option, load_model, save_model
-from fusedlstm.models.encoder_decoder import BRIDGES, Bridge, Decoder, Encoder
+from fusedlstm.models.encoder_decoder import ATTENTIONS, BRIDGES, Bridge, Decoder, Encoder
 from fusedlstm.nn import Module, derive_seed
 from fusedlstm.nn._checks import Init, integer, rate
 
 if TYPE_CHECKING:
     from fusedlstm.training import History
     from fusedlstm.training.run import Carry
+    from fusedlstm.training.scheduled_sampling import TeacherSchedule
 
 Float = NDArray[Any]
 Int = NDArray[np.int32]
@@ -73,6 +75,10 @@ SCHEMA = ModelSchema(
         "num_layers": Option(int, minimum=1),
         "bidirectional": Option(bool),
         "bridge": Option(str, choices=BRIDGES),
+        "attention": Option(str, choices=ATTENTIONS, nullable=True),
+        "attention_size": Option(int, minimum=1, nullable=True),
+        "input_feeding": Option(bool),
+        "coverage": Option(bool),
         "reverse_source": Option(bool),
         "share_embedding": Option(bool),
         "dropout": _RATE,
@@ -95,9 +101,9 @@ class Seq2Seq(Module):
 
     .. code-block:: text
 
-        m_1..m_S, (h, c) = Encoder(x_1 .. x_S <eos>)       reversed: x_S .. x_1 <eos>
-        h_0, c_0         = Bridge(h, c)
-        p(y_t | y_<t)    = Decoder(y_{t-1}, h_{t-1}, c_{t-1})      y_0 = <bos>, until <eos>
+        m_1..m_S, (h, c)     = Encoder(x_1 .. x_S <eos>)        reversed: x_S .. x_1 <eos>
+        h_0, c_0             = Bridge(h, c)
+        p(y_t | y_<t, x)     = Decoder(y_{t-1}, m, ...)         y_0 = <bos>, until <eos>
 
     Parameters
     ----------
@@ -112,6 +118,11 @@ class Seq2Seq(Module):
     bridge : str, optional
         From the encoder's states to the decoder's, see `Bridge`; by default "pass" for one direction and
         "linear" for two.
+    attention : str, optional
+        "dot", "general", "concat" or "bahdanau": the decoder looks back at the memory m_1..m_S at every step,
+        see `fusedlstm.nn.AttentionDecoder`; None: it has the encoder's final states only.
+    attention_size, input_feeding, coverage
+        As in `fusedlstm.nn.AttentionDecoder`.
     reverse_source : bool
         Whether the encoder reads sources from their last token to the first.
     share_embedding : bool
@@ -148,6 +159,7 @@ class Seq2Seq(Module):
     ----------
     Sutskever, Vinyals and Le: Sequence to sequence learning with neural networks, 2014.
     Cho et al.: Learning phrase representations using RNN encoder–decoder, 2014.
+    Luong, Pham and Manning: Effective approaches to attention-based neural machine translation, 2015.
 
     Examples
     --------
@@ -159,6 +171,8 @@ class Seq2Seq(Module):
     >>> history = model.fit(pairs, epochs=40, batch_size=16, lr=0.02, progress=False)
     >>> model.evaluate(pairs) < 0.1
     True
+    >>> model.translate(["ab", "cd"])
+    ['ba', 'dc']
     """
 
     def __init__(
@@ -170,6 +184,10 @@ class Seq2Seq(Module):
         num_layers: int = 1,
         bidirectional: bool = False,
         bridge: str | None = None,
+        attention: str | None = None,
+        attention_size: int | None = None,
+        input_feeding: bool | None = None,
+        coverage: bool = False,
         reverse_source: bool = False,
         share_embedding: bool = False,
         dropout: float = 0.0,
@@ -222,6 +240,11 @@ class Seq2Seq(Module):
             E,
             H,
             num_layers,
+            memory_size=self.encoder.memory_size,
+            attention=attention,
+            attention_size=attention_size,
+            input_feeding=input_feeding,
+            coverage=coverage,
             dropout=dropout,
             embedding_dropout=self.embedding_dropout,
             output_dropout=self.output_dropout,
@@ -244,6 +267,10 @@ class Seq2Seq(Module):
             "num_layers": lstm.num_layers,
             "bidirectional": lstm.bidirectional,
             "bridge": self.bridge.kind,
+            "attention": self.decoder.layers.attention,
+            "attention_size": self.decoder.layers.attention_size,
+            "input_feeding": self.decoder.layers.input_feeding,
+            "coverage": self.decoder.layers.coverage,
             "reverse_source": self.reverse_source,
             "share_embedding": self.share_embedding,
             "dropout": self.dropout,
@@ -257,7 +284,14 @@ class Seq2Seq(Module):
     # training -------------------------------------------------------------------------------------------
 
     def training_step(
-        self, batch: PairBatch, *, scale: float, seed: int, label_smoothing: float = 0.0
+        self,
+        batch: PairBatch,
+        *,
+        scale: float,
+        seed: int,
+        label_smoothing: float = 0.0,
+        teacher_probability: float = 1.0,
+        sample: bool = False,
     ) -> tuple[float, int]:
         """Forward and backward of one batch; gradients are added to `gradients`.
 
@@ -268,9 +302,11 @@ class Seq2Seq(Module):
         scale : float
             Factor on every gradient: ``1 / batch.count`` for the mean loss per token.
         seed : int
-            Of this step's dropout masks.
+            Of this step's dropout masks and scheduled sampling.
         label_smoothing : float
             In [0, 1), see `fusedlstm.nn.CrossEntropyLoss`.
+        teacher_probability, sample
+            Scheduled sampling, see `Decoder.forward`.
 
         Returns
         -------
@@ -279,12 +315,18 @@ class Seq2Seq(Module):
         count : int
             Number of predictions.
         """
-        (_, final), encoder_tape = self.encoder.forward(
+        (memory, final), encoder_tape = self.encoder.forward(
             batch.source, batch.source_lengths, seed=derive_seed(seed, _ENCODER)
         )
         state, bridge_tape = self.bridge.forward(final)
         rows, decoder_tape = self.decoder.forward(
-            batch.inputs, batch.target_lengths, state, seed=derive_seed(seed, _DECODER)
+            batch.inputs,
+            batch.target_lengths,
+            state=state,
+            **self._memory(memory, batch.source_lengths),
+            seed=derive_seed(seed, _DECODER),
+            teacher_probability=teacher_probability,
+            sample=sample,
         )
         output = self.decoder.output
         total, count, d_rows = _core.linear_cross_entropy(
@@ -298,9 +340,15 @@ class Seq2Seq(Module):
             need_dx=True,
         )
         assert d_rows is not None  # it was asked for
-        d_state = self.decoder.backward(decoder_tape, d_rows)
-        self.encoder.backward(encoder_tape, None, self.bridge.backward(bridge_tape, d_state))
+        d_memory, d_state = self.decoder.backward(decoder_tape, d_rows)
+        self.encoder.backward(encoder_tape, d_memory, self.bridge.backward(bridge_tape, d_state))
         return total, count
+
+    def _memory(self, memory: Float, lengths: Int) -> dict[str, Any]:
+        """What attention reads, as arguments of the decoder."""
+        if self.decoder.layers.attention is None:
+            return {}
+        return {"memory": memory, "memory_lengths": lengths}
 
     def fit(
         self,
@@ -311,6 +359,8 @@ class Seq2Seq(Module):
         max_length: int | None = None,
         pool: int = 50,
         label_smoothing: float = 0.0,
+        teacher: float | TeacherSchedule = 1.0,
+        sample: bool = False,
         loss_scale: str = "mean",
         **options: Any,
     ) -> History:
@@ -330,6 +380,11 @@ class Seq2Seq(Module):
             `fusedlstm.data.PairBatches`.
         label_smoothing : float
             In [0, 1), of the training loss only; see `fusedlstm.nn.CrossEntropyLoss`.
+        teacher : float or TeacherSchedule
+            Probability that a step of the decoder is fed the target's token instead of its own last one:
+            a number in [0, 1], or a schedule of `fusedlstm.training` over the steps of training.
+        sample : bool
+            Whether own tokens are drawn from the softmax instead of being its largest.
         loss_scale : str
             "mean": gradients of the mean loss per token. "batch": of the loss summed over tokens and divided
             by the batch size, as Sutskever et al. 2014; ``clip`` bounds the norm of that.
@@ -364,6 +419,8 @@ class Seq2Seq(Module):
             self._batches(pairs, batch_size, max_length=max_length, pool=pool),
             None if validation is None else self._batches(validation, batch_size),
             label_smoothing=label_smoothing,
+            teacher=teacher,
+            sample=sample,
             loss_scale=loss_scale,
         )
         return train(task, **options)
@@ -404,8 +461,13 @@ class Seq2Seq(Module):
         losses = np.zeros(len(pairs))
         epoch = pairs.in_order()
         for members, batch in zip(epoch.members, epoch, strict=True):
-            _, final = self.encoder(batch.source, batch.source_lengths)
-            rows = self.decoder(batch.inputs, batch.target_lengths, self.bridge(final))
+            memory, final = self.encoder(batch.source, batch.source_lengths)
+            rows = self.decoder(
+                batch.inputs,
+                batch.target_lengths,
+                state=self.bridge(final),
+                **self._memory(memory, batch.source_lengths),
+            )
             stops = np.cumsum(batch.target_lengths)
             for pair, stop, targets in zip(members, stops, batch.targets, strict=True):
                 wanted = targets[targets >= 0]
@@ -459,6 +521,159 @@ class Seq2Seq(Module):
                 )
             encoded.append(source_ids(ids, tokenizer.end, self.reverse_source))
         return encoded
+
+    # translation ----------------------------------------------------------------------------------------
+
+    @overload
+    def translate(
+        self, source: str, *, beam: int = ..., max_new_tokens: int = ..., batch_size: int = ..., **options: Any
+    ) -> str: ...
+    @overload
+    def translate(
+        self,
+        source: Sequence[str],
+        *,
+        beam: int = ...,
+        max_new_tokens: int = ...,
+        batch_size: int = ...,
+        **options: Any,
+    ) -> list[str]: ...
+    def translate(
+        self,
+        source: str | Sequence[str],
+        *,
+        beam: int = 5,
+        max_new_tokens: int = 200,
+        batch_size: int = 32,
+        **options: Any,
+    ) -> str | list[str]:
+        """Best translation that a beam search finds, of one source or of each of several.
+
+        Parameters
+        ----------
+        source : str or sequence of str
+            Not empty, each with at least one known token.
+        beam : int
+            Hypotheses that are kept at every step; 1: greedy.
+        max_new_tokens : int
+            Longest translation, ``<eos>`` included.
+        batch_size : int
+            Sources of a native call; it changes nothing but the time.
+        **options
+            Others of `fusedlstm.generation.BeamSearch`: length_penalty, early_stopping, groups, and so on.
+
+        Returns
+        -------
+        str or list of str
+
+        Raises
+        ------
+        ValueError, TypeError
+            A source that is empty or has unknown tokens only (its number is in the message); an option out of
+            its range.
+
+        Warns
+        -----
+        UserWarning
+            A source is longer than any in training: such translations tend to be poor.
+        """
+        found = self.beam_search(
+            source, width=beam, max_new_tokens=max_new_tokens, batch_size=batch_size, **options
+        )
+        if isinstance(source, str):
+            return _best(found)
+        return [_best(each) for each in found]
+
+    def beam_search(
+        self, source: str | Sequence[str], *, batch_size: int = 32, **options: Any
+    ) -> Any:
+        """The best translations that a beam search finds, best first.
+
+        Parameters
+        ----------
+        source : str or sequence of str
+            As for `translate`.
+        batch_size : int
+            Sources of a native call.
+        **options
+            Those of `fusedlstm.generation.BeamSearch`: width, num_return, length_penalty, and so on.
+
+        Returns
+        -------
+        list of Hypothesis, or a list of such lists
+            ``num_return`` for every source, or fewer where fewer exist. Their ids end with ``<eos>``, unless
+            they have ``max_new_tokens``.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `translate`.
+        """
+        search = BeamSearch(**{**options, **self._never(options)})
+        results: list[list[Hypothesis]] = []
+        for read in self._readings(source, "beam_search", batch_size):
+            tokens, lengths, scores, log_p = self.decoder.native.beam_search(
+                **read, start_token=self.tokenizers.target.begin, options=search.core
+            )
+            results += [
+                [
+                    Hypothesis(
+                        text=self.tokenizers.target.decode(ids[:length]),
+                        score=float(score),
+                        tokens=ids[:length].copy(),
+                        log_probabilities=p[:length].copy(),
+                    )
+                    for ids, length, score, p in zip(*row, strict=True)
+                    if length
+                ]
+                for row in zip(tokens, lengths, scores, log_p, strict=True)
+            ]
+        return self._in_order(results, source)
+
+    def generate(
+        self, source: str | Sequence[str], *, batch_size: int = 32, **options: Any
+    ) -> Any:
+        """Translations that are drawn at random.
+
+        Parameters
+        ----------
+        source : str or sequence of str
+            As for `translate`.
+        batch_size : int
+            Sources of a native call.
+        **options
+            Those of `fusedlstm.generation.Sampling`: temperature, top_k, top_p, greedy, seed, and so on.
+
+        Returns
+        -------
+        str or list of str
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `translate`.
+        """
+        raise NotImplementedError
+
+    def _never(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """A translation ends with ``<eos>``, and ``<bos>`` is never in one."""
+        target = self.tokenizers.target
+        return {
+            "stop_tokens": [target.end],
+            "banned_tokens": [target.begin, *options.get("banned_tokens", ())],
+        }
+
+    def _readings(self, source: str | Sequence[str], who: str, batch_size: int) -> Iterator[dict[str, Any]]:
+        """Memory and initial states of batches of sources, similar lengths together, see `_order`."""
+        texts = [source] if isinstance(source, str) else list(source)
+        batch_size = integer(batch_size, "batch_size", 1)
+        encoded = self._sources(texts, who)
+        order = _order(encoded)
+        for start in range(0, len(order), batch_size):
+            ids, lengths = pad([encoded[index] for index in order[start : start + batch_size]])
+            memory, final = self.encoder(ids, lengths)
+            h0, c0 = self.bridge(final)
+            yield {"h0": h0, "c0": c0, **self._memory(memory, lengths)}
 
     # files ----------------------------------------------------------------------------------------------
 
@@ -518,13 +733,17 @@ class _Translation:
         validation: PairBatches | None,
         *,
         label_smoothing: float,
+        teacher: float | TeacherSchedule,
+        sample: bool,
         loss_scale: str,
     ) -> None:
         if loss_scale not in ("mean", "batch"):
             raise ValueError(f"fit: loss_scale must be 'mean' or 'batch', got {loss_scale!r}")
         self.model, self.pairs, self.validation = model, pairs, validation
         self.label_smoothing = rate(label_smoothing, "label_smoothing")
-        self.loss_scale = loss_scale
+        self.teacher, self.sample, self.loss_scale = teacher, bool(sample), loss_scale
+        if isinstance(teacher, int | float) and not 0.0 <= teacher <= 1.0:
+            raise ValueError(f"fit: teacher must be in [0, 1] or a schedule, got {teacher!r}")
         model.longest_source = max(model.longest_source, *(len(ids) for ids in pairs.sources))
         self.unit = model.tokenizers.target.kind
         self.targets = pairs.num_targets
@@ -538,6 +757,8 @@ class _Translation:
             "batch_size": pairs.batch_size,
             "pool": pairs.pool,
             "label_smoothing": self.label_smoothing,
+            "teacher": teacher if isinstance(teacher, int | float) else teacher.config(),
+            "sample": self.sample,
             "loss_scale": loss_scale,
         }
 
@@ -550,11 +771,14 @@ class _Translation:
     def training_step(
         self, batch: PairBatch, carry: Carry, *, seed: int, step: int
     ) -> tuple[float, int, Carry]:
+        teacher = self.teacher
         total, count = self.model.training_step(
             batch,
             scale=1.0 / (batch.count if self.loss_scale == "mean" else len(batch.source)),
             seed=seed,
             label_smoothing=self.label_smoothing,
+            teacher_probability=teacher if isinstance(teacher, int | float) else teacher.probability(step),
+            sample=self.sample,
         )
         return total, count, carry
 
