@@ -16,7 +16,7 @@ from fusedlstm import _core
 from fusedlstm.nn import (
     LSTM,
     AttentionDecoder,
-    AttentionTape,
+    AttentionDecoderTape,
     Embedding,
     Linear,
     LSTMTape,
@@ -363,7 +363,7 @@ class DecoderTape(Tape):
     def __init__(
         self,
         layer: Decoder,
-        steps: LSTMTape | AttentionTape,
+        steps: LSTMTape | AttentionDecoderTape,
         ids: Int,
         valid: NDArray[np.bool_],
         seed: int,
@@ -377,7 +377,7 @@ class DecoderTape(Tape):
     @property
     def weights(self) -> Float | None:
         """Attention over the source at every step, (N, T, S)."""
-        return self.steps.weights if isinstance(self.steps, AttentionTape) else None
+        return self.steps.weights if isinstance(self.steps, AttentionDecoderTape) else None
 
 
 class Decoder(Module):
@@ -466,7 +466,7 @@ class Decoder(Module):
         self.layers = children["layers"] = AttentionDecoder(
             embedding_size,
             hidden_size,
-            memory_size,
+            0 if attention is None or memory_size is None else memory_size,
             num_layers,
             attention=attention,
             attention_size=attention_size,
@@ -474,10 +474,10 @@ class Decoder(Module):
             coverage=coverage,
             dropout=dropout,
             dtype=dtype,
-            compute_dtype=compute_dtype,
             init=init,
             seed=derive_seed(seed, _LSTM),
         )
+        self.layers.lstm.compute_dtype = compute_dtype
         self.output = children["output"] = Linear(
             self.layers.output_size,
             vocabulary_size,
@@ -485,14 +485,14 @@ class Decoder(Module):
             init=init,
             seed=derive_seed(seed, _OUTPUT),
         )
-        self._native: tuple[Any, _core.AttentionDecoder] | None = None
+        self._native: tuple[Any, Any] | None = None
         super().__init__(dtype, children=children)
 
     def _drop_packed(self) -> None:
         self._native = None
 
     @property
-    def native(self) -> _core.AttentionDecoder:
+    def native(self) -> Any:
         """The native loops that write targets, for the present parameters."""
         packed = self.layers.lstm.packed  # another one once the LSTM computes in another type
         if self._native is None or self._native[0] is not packed:
@@ -581,7 +581,7 @@ class Decoder(Module):
         valid = _valid(lengths, x.shape[1])
         mask_seed = derive_seed(seed, 0)
         y: Float
-        tape: LSTMTape | AttentionTape
+        tape: LSTMTape | AttentionDecoderTape
         if self.layers.attention is None and teacher_probability == 1.0 and not self.embedding_dropout:
             (y, _), tape = self.layers.lstm.forward(
                 x,

@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusedlstm import _core
 from fusedlstm.data import PairBatch, PairBatches, TokenizerPair
-from fusedlstm.data.pairs import Epoch, source_ids
+from fusedlstm.data.pairs import Epoch, pad, source_ids
 from fusedlstm.generation import BeamSearch, Hypothesis, Sampling
+from fusedlstm.generation.stream import cut
 from fusedlstm.io import FormatError, ModelSchema, Option, load_model, save_model
-from fusedlstm.models.encoder_decoder import ATTENTIONS, BRIDGES, Bridge, Decoder, Encoder
+from fusedlstm.models.alignment import Alignment, corpus_bleu
+from fusedlstm.models.encoder_decoder import BRIDGES, Bridge, Decoder, Encoder
 from fusedlstm.nn import Module, derive_seed
 from fusedlstm.nn._checks import Init, integer, rate
+from fusedlstm.nn.attention import ATTENTIONS
 
 if TYPE_CHECKING:
     from fusedlstm.training import History
@@ -60,7 +64,22 @@ def _shapes(config: Mapping[str, Any], sizes: tuple[int, int]) -> Iterator[tuple
         yield "decoder.embedding.weight", (targets, E)
     elif sources != targets:
         raise FormatError(f"config: share_embedding needs one vocabulary, got {sources} and {targets}")
-    yield from _lstm_shapes("decoder.lstm", E, H, L)
+    fed = 0
+    attention = config["attention"]
+    if attention is not None:
+        M, A = D * H, config["attention_size"] or H
+        if attention == "dot" and D == 2:
+            raise FormatError("config: attention 'dot' needs bidirectional false")
+        fed = M if attention == "bahdanau" else H if config["input_feeding"] else 0
+        yield "decoder.layers.weight_c", (H, M + H)
+        if attention != "dot":
+            yield "decoder.layers.weight_memory", (A, M)
+        if attention in ("concat", "bahdanau"):
+            yield "decoder.layers.weight_query", (A, H)
+            yield "decoder.layers.v", (A,)
+            if config["coverage"]:
+                yield "decoder.layers.weight_coverage", (A,)
+    yield from _lstm_shapes("decoder.layers.lstm", E + fed, H, L)
     yield "decoder.output.weight", (targets, H)
     yield "decoder.output.bias", (targets,)
 
@@ -211,6 +230,7 @@ class Seq2Seq(Module):
             dropout if embedding_dropout is None else embedding_dropout, "embedding_dropout"
         )
         self.output_dropout = rate(dropout if output_dropout is None else output_dropout, "output_dropout")
+        self.attention_size = attention_size
         self.longest_source = 0
         self.encoder = Encoder(
             len(tokenizers.source),
@@ -268,7 +288,7 @@ class Seq2Seq(Module):
             "bidirectional": lstm.bidirectional,
             "bridge": self.bridge.kind,
             "attention": self.decoder.layers.attention,
-            "attention_size": self.decoder.layers.attention_size,
+            "attention_size": self.attention_size,
             "input_feeding": self.decoder.layers.input_feeding,
             "coverage": self.decoder.layers.coverage,
             "reverse_source": self.reverse_source,
@@ -520,13 +540,25 @@ class Seq2Seq(Module):
                     f"vocabulary: {text[:60]!r}"
                 )
             encoded.append(source_ids(ids, tokenizer.end, self.reverse_source))
+            if len(encoded[-1]) > self.longest_source > 0:
+                warnings.warn(
+                    f"{who}: {which} has {len(ids)} tokens, and the longest in training had "
+                    f"{self.longest_source - 1}",
+                    stacklevel=4,
+                )
         return encoded
 
     # translation ----------------------------------------------------------------------------------------
 
     @overload
     def translate(
-        self, source: str, *, beam: int = ..., max_new_tokens: int = ..., batch_size: int = ..., **options: Any
+        self,
+        source: str,
+        *,
+        beam: int = ...,
+        max_new_tokens: int = ...,
+        batch_size: int = ...,
+        **options: Any,
     ) -> str: ...
     @overload
     def translate(
@@ -580,13 +612,15 @@ class Seq2Seq(Module):
         found = self.beam_search(
             source, width=beam, max_new_tokens=max_new_tokens, batch_size=batch_size, **options
         )
-        if isinstance(source, str):
-            return _best(found)
-        return [_best(each) for each in found]
+        return found[0].text if isinstance(source, str) else [best[0].text for best in found]
 
+    @overload
+    def beam_search(self, source: str, *, batch_size: int = ..., **options: Any) -> list[Hypothesis]: ...
+    @overload
     def beam_search(
-        self, source: str | Sequence[str], *, batch_size: int = 32, **options: Any
-    ) -> Any:
+        self, source: Sequence[str], *, batch_size: int = ..., **options: Any
+    ) -> list[list[Hypothesis]]: ...
+    def beam_search(self, source: str | Sequence[str], *, batch_size: int = 32, **options: Any) -> Any:
         """The best translations that a beam search finds, best first.
 
         Parameters
@@ -596,11 +630,12 @@ class Seq2Seq(Module):
         batch_size : int
             Sources of a native call.
         **options
-            Those of `fusedlstm.generation.BeamSearch`: width, num_return, length_penalty, and so on.
+            Those of `fusedlstm.generation.BeamSearch`: width, num_return, length_penalty, max_new_tokens, and
+            so on.
 
         Returns
         -------
-        list of Hypothesis, or a list of such lists
+        list of Hypothesis, or for several sources a list of such lists
             ``num_return`` for every source, or fewer where fewer exist. Their ids end with ``<eos>``, unless
             they have ``max_new_tokens``.
 
@@ -609,40 +644,57 @@ class Seq2Seq(Module):
         ValueError, TypeError
             As `translate`.
         """
-        search = BeamSearch(**{**options, **self._never(options)})
-        results: list[list[Hypothesis]] = []
-        for read in self._readings(source, "beam_search", batch_size):
-            tokens, lengths, scores, log_p = self.decoder.native.beam_search(
-                **read, start_token=self.tokenizers.target.begin, options=search.core
-            )
-            results += [
+        target = self.tokenizers.target
+        search = BeamSearch(
+            **{
+                **options,
+                "stop_tokens": [target.end, *options.get("stop_tokens", ())],
+                "banned_tokens": [target.begin, *options.get("banned_tokens", ())],
+            }
+        )
+
+        def run(memory: dict[str, Any], numbers: Sequence[int]) -> list[list[Hypothesis]]:
+            arrays = self.decoder.native.beam_search(**memory, start_token=target.begin, options=search.core)
+            return [
                 [
                     Hypothesis(
-                        text=self.tokenizers.target.decode(ids[:length]),
+                        text=target.decode(ids[:length]),
                         score=float(score),
                         tokens=ids[:length].copy(),
-                        log_probabilities=p[:length].copy(),
+                        log_probabilities=log_p[:length].copy(),
                     )
-                    for ids, length, score, p in zip(*row, strict=True)
+                    for ids, length, score, log_p in zip(*row, strict=True)
                     if length
                 ]
-                for row in zip(tokens, lengths, scores, log_p, strict=True)
+                for row in zip(*arrays, strict=True)
             ]
-        return self._in_order(results, source)
 
+        return self._in_batches(source, "beam_search", batch_size, run)
+
+    @overload
     def generate(
-        self, source: str | Sequence[str], *, batch_size: int = 32, **options: Any
+        self, source: str, *, max_new_tokens: int = ..., batch_size: int = ..., **options: Any
+    ) -> str: ...
+    @overload
+    def generate(
+        self, source: Sequence[str], *, max_new_tokens: int = ..., batch_size: int = ..., **options: Any
+    ) -> list[str]: ...
+    def generate(
+        self, source: str | Sequence[str], *, max_new_tokens: int = 200, batch_size: int = 32, **options: Any
     ) -> Any:
-        """Translations that are drawn at random.
+        """Translations whose tokens are drawn at random, one for each source.
 
         Parameters
         ----------
         source : str or sequence of str
             As for `translate`.
+        max_new_tokens : int
+            Longest translation, ``<eos>`` included.
         batch_size : int
-            Sources of a native call.
+            Sources of a native call; it changes nothing but the time.
         **options
-            Those of `fusedlstm.generation.Sampling`: temperature, top_k, top_p, greedy, seed, and so on.
+            Others of `fusedlstm.generation.Sampling`: temperature, top_k, top_p, greedy, seed, and so on.
+            Source n gets what it would get alone with seed ``seed + n``.
 
         Returns
         -------
@@ -653,27 +705,135 @@ class Seq2Seq(Module):
         ValueError, TypeError
             As `translate`.
         """
-        raise NotImplementedError
-
-    def _never(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """A translation ends with ``<eos>``, and ``<bos>`` is never in one."""
         target = self.tokenizers.target
-        return {
-            "stop_tokens": [target.end],
-            "banned_tokens": [target.begin, *options.get("banned_tokens", ())],
-        }
+        sampling = Sampling(
+            **{
+                **options,
+                "max_new_tokens": max_new_tokens,
+                "stop_tokens": [target.end, *options.get("stop_tokens", ())],
+                "banned_tokens": [target.begin, *options.get("banned_tokens", ())],
+            }
+        )
+        if sampling.num_sequences != 1:
+            raise ValueError(f"generate: num_sequences must be 1, got {sampling.num_sequences}")
+        core = sampling.core(target.texts if sampling.stop_strings else None)
 
-    def _readings(self, source: str | Sequence[str], who: str, batch_size: int) -> Iterator[dict[str, Any]]:
-        """Memory and initial states of batches of sources, similar lengths together, see `_order`."""
+        def run(memory: dict[str, Any], numbers: Sequence[int]) -> list[str]:
+            seeds = sampling.seeds(max(numbers) + 1)[list(numbers)]
+            made = self.decoder.native.generate(**memory, start_token=target.begin, options=core, seeds=seeds)
+            return [
+                cut(target.decode(ids[:length]), int(behind))
+                for ids, length, behind in zip(made.tokens, made.lengths, made.behind, strict=True)
+            ]
+
+        return self._in_batches(source, "generate", batch_size, run)
+
+    def _in_batches(
+        self,
+        source: str | Sequence[str],
+        who: str,
+        batch_size: int,
+        run: Callable[[dict[str, Any], Sequence[int]], list[Any]],
+    ) -> Any:
+        """What ``run`` makes of memories, states and numbers of sources, similar lengths together."""
         texts = [source] if isinstance(source, str) else list(source)
         batch_size = integer(batch_size, "batch_size", 1)
         encoded = self._sources(texts, who)
-        order = _order(encoded)
+        order = sorted(range(len(encoded)), key=lambda number: -len(encoded[number]))
+        results: list[Any] = [None] * len(encoded)
         for start in range(0, len(order), batch_size):
-            ids, lengths = pad([encoded[index] for index in order[start : start + batch_size]])
-            memory, final = self.encoder(ids, lengths)
-            h0, c0 = self.bridge(final)
-            yield {"h0": h0, "c0": c0, **self._memory(memory, lengths)}
+            numbers = order[start : start + batch_size]
+            made = run(self._read([encoded[number] for number in numbers]), numbers)
+            for number, result in zip(numbers, made, strict=True):
+                results[number] = result
+        return results[0] if isinstance(source, str) else results
+
+    def _read(self, encoded: Sequence[Int]) -> dict[str, Any]:
+        """Initial states and memory, as arguments of the native loops."""
+        ids, lengths = pad(encoded)
+        memory, final = self.encoder(ids, lengths)
+        h0, c0 = self.bridge(final)
+        return {"h0": h0, "c0": c0, **self._memory(memory, lengths)}
+
+    def alignment(self, source: str, target: str | None = None) -> Alignment:
+        """Where the decoder looks while it writes a target.
+
+        Parameters
+        ----------
+        source : str
+            As for `translate`.
+        target : str, optional
+            The model's own translation by default.
+
+        Returns
+        -------
+        Alignment
+            Weights of every target token over the source tokens.
+
+        Raises
+        ------
+        ValueError
+            A model without attention, and as `score`.
+        """
+        if self.decoder.layers.attention is None:
+            raise ValueError("alignment: this model has no attention")
+        wanted = self.translate(source) if target is None else target
+        self._sources([source], "alignment")
+        batch = self._batches([(source, wanted)], 1).batch([0])
+        memory, final = self.encoder(batch.source, batch.source_lengths)
+        _, tape = self.decoder.layers.forward(
+            self.decoder.embedding(batch.inputs),
+            memory,
+            memory_lengths=batch.source_lengths,
+            state=self.bridge(final),
+            seed=0,
+        )
+        assert tape.weights is not None  # there is attention
+        weights = tape.weights[0]
+        if self.reverse_source:
+            weights = np.concatenate([weights[:, -2::-1], weights[:, -1:]], axis=1)
+        end = "<eos>"
+        return Alignment(
+            (*self.tokenizers.source.tokens(source), end),
+            (*self.tokenizers.target.tokens(wanted), end),
+            weights,
+        )
+
+    def bleu(self, pairs: Pairs, *, tokenize: str = "13a", **options: Any) -> tuple[float, str]:
+        """BLEU of the model's translations, by ``sacrebleu`` (extra ``bleu``).
+
+        Parameters
+        ----------
+        pairs : sequence of (str, str)
+            Sources and reference translations.
+        tokenize : str
+            How sacrebleu splits both sides: "none" for text that is tokenised already.
+        **options
+            Those of `translate`.
+
+        Returns
+        -------
+        score : float
+            0 to 100.
+        signature : str
+            Of the metric, to be given beside the score.
+
+        Raises
+        ------
+        ImportError
+            If sacrebleu is missing; the message says how to get it.
+        ValueError
+            As `translate`.
+
+        References
+        ----------
+        Post: A call for clarity in reporting BLEU scores, 2018.
+        """
+        return corpus_bleu(
+            self.translate([source for source, _ in pairs], **options),
+            [target for _, target in pairs],
+            tokenize=tokenize,
+        )
 
     # files ----------------------------------------------------------------------------------------------
 
