@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fusedlstm.cli import demo, generate, info, train, train_pairs, training
+from fusedlstm.cli import demo, generate, info, train, train_pairs, training, translate
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -20,7 +20,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for module in (demo, train, generate, train_pairs, info):
+    for module in (demo, train, generate, train_pairs, translate, info):
         module.add_parser(commands)
     return parser
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fusedlstm.cli.options import fraction, positive, positive_int, use_threads
 from fusedlstm.cli.training import add_files, add_training, check_outputs, fit_options, how_to_continue
+
+if TYPE_CHECKING:
+    from fusedlstm.training.scheduled_sampling import TeacherSchedule
 
 RECIPES: dict[str, dict[str, Any]] = {
     # Sutskever, Vinyals and Le 2014, sections 3.4 and 3.6
@@ -109,6 +112,20 @@ def add_parser(commands: Any) -> None:
         choices=("pass", "linear", "tanh"),
         help="from the encoder's states to the decoder's (default: pass, and linear with --bidirectional)",
     )
+    model.add_argument(
+        "--attention",
+        choices=("dot", "general", "concat", "bahdanau"),
+        help="how the decoder looks back at the source (default: not at all)",
+    )
+    model.add_argument(
+        "--input-feeding",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="feed the attentional output to the next step (default: with dot, general and concat)",
+    )
+    model.add_argument(
+        "--coverage", action="store_true", help="attention of concat and bahdanau sees where it has looked"
+    )
     model.add_argument("--reverse-source", action="store_true", help="read sources from their end")
     model.add_argument(
         "--share-embedding", action="store_true", help="one table for both sides of a shared vocabulary"
@@ -143,6 +160,23 @@ def add_parser(commands: Any) -> None:
     training.add_argument(
         "--label-smoothing", type=fraction, default=0.0, metavar="X", help="default: %(default)s"
     )
+    training.add_argument(
+        "--scheduled-sampling",
+        choices=("linear", "exponential", "inverse-sigmoid"),
+        help="feed the decoder's own tokens ever more often (Bengio et al. 2015; default: never)",
+    )
+    training.add_argument(
+        "--scheduled-steps",
+        type=positive,
+        metavar="K",
+        help="of linear: steps until it would always; of inverse-sigmoid: k; of exponential: steps until half",
+    )
+    training.add_argument(
+        "--scheduled-final",
+        type=fraction,
+        metavar="P",
+        help="of linear: probability of the target's token that stays (default: 0)",
+    )
     add_training(training)
     add_files(parser)
 
@@ -154,6 +188,22 @@ def read(files: list[str]) -> list[tuple[str, str]]:
     if len(files) > 2:
         raise ValueError(f"pairs come from one file or two, got {len(files)}: {' '.join(files)}")
     return read_pairs(files[0], files[1]) if len(files) == 2 else read_tsv_pairs(files[0])
+
+
+def _teacher(options: argparse.Namespace) -> float | TeacherSchedule:
+    """How often the decoder is fed the target."""
+    from fusedlstm.training import ExponentialDecay, InverseSigmoidDecay, LinearDecay
+
+    kind, steps, final = options.scheduled_sampling, options.scheduled_steps, options.scheduled_final
+    if (steps is None) != (kind is None):
+        raise ValueError("--scheduled-sampling and --scheduled-steps need each other")
+    if final is not None and kind != "linear":
+        raise ValueError("--scheduled-final belongs to --scheduled-sampling linear")
+    if kind is None:
+        return 1.0
+    if kind == "linear":
+        return LinearDecay(max(1, round(steps)), final=final or 0.0)
+    return ExponentialDecay(0.5 ** (1 / steps)) if kind == "exponential" else InverseSigmoidDecay(steps)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -168,7 +218,7 @@ def run(options: argparse.Namespace) -> int:
     texts = [*options.files, *(options.validation_files or []), *(options.test_files or [])]
     check_outputs(options, checkpoint, texts)
     use_threads(options.threads)
-    common = fit_options(options, checkpoint)
+    common, teacher = fit_options(options, checkpoint), _teacher(options)
 
     pairs = read(options.files)
     validation: Any = None if options.validation_files is None else read(options.validation_files)
@@ -193,6 +243,9 @@ def run(options: argparse.Namespace) -> int:
         num_layers=options.layers,
         bidirectional=options.bidirectional,
         bridge=options.bridge,
+        attention=options.attention,
+        input_feeding=options.input_feeding,
+        coverage=options.coverage,
         reverse_source=options.reverse_source,
         share_embedding=options.share_embedding,
         dropout=options.dropout,
@@ -219,6 +272,7 @@ def run(options: argparse.Namespace) -> int:
             validation=validation,
             max_length=options.max_length,
             label_smoothing=options.label_smoothing,
+            teacher=teacher,
             **common,
         )
     except KeyboardInterrupt:

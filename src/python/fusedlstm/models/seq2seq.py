@@ -67,18 +67,18 @@ def _shapes(config: Mapping[str, Any], sizes: tuple[int, int]) -> Iterator[tuple
     fed = 0
     attention = config["attention"]
     if attention is not None:
-        M, A = D * H, config["attention_size"] or H
+        M, keys = D * H, config["attention_size"] or H
         if attention == "dot" and D == 2:
             raise FormatError("config: attention 'dot' needs bidirectional false")
         fed = M if attention == "bahdanau" else H if config["input_feeding"] else 0
         yield "decoder.layers.weight_c", (H, M + H)
         if attention != "dot":
-            yield "decoder.layers.weight_memory", (A, M)
+            yield "decoder.layers.weight_memory", (keys, M)
         if attention in ("concat", "bahdanau"):
-            yield "decoder.layers.weight_query", (A, H)
-            yield "decoder.layers.v", (A,)
+            yield "decoder.layers.weight_query", (keys, H)
+            yield "decoder.layers.v", (keys,)
             if config["coverage"]:
-                yield "decoder.layers.weight_coverage", (A,)
+                yield "decoder.layers.weight_coverage", (keys,)
     yield from _lstm_shapes("decoder.layers.lstm", E + fed, H, L)
     yield "decoder.output.weight", (targets, H)
     yield "decoder.output.bias", (targets,)
@@ -877,7 +877,7 @@ class Seq2Seq(Module):
             raise FormatError(f"{path}: config: share_embedding needs one tokenizer for source and target")
         model = cls(file.vocabulary, **config)
         if compute_dtype is not None:
-            model.encoder.lstm.compute_dtype = model.decoder.lstm.compute_dtype = compute_dtype
+            model.encoder.lstm.compute_dtype = model.decoder.layers.lstm.compute_dtype = compute_dtype
         model.longest_source = longest
         model.load_state_dict(file.tensors)
         return model
