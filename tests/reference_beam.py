@@ -69,7 +69,7 @@ def beam_search(logits_of, context, options):
     groups = [Group() for _ in range(options.groups)]
     prefixes = []
     for step in range(options.max_new_tokens):
-        taken = []  # tokens that earlier groups continue with in this step
+        taken = []  # tokens that earlier groups chose in this step, stop tokens apart
         for group in groups:
             if group.done:
                 continue
@@ -83,18 +83,23 @@ def beam_search(logits_of, context, options):
                         value -= options.diversity_strength * taken.count(token)
                         candidates.append((-(total + value), rank, token, (*tokens, token)))
             candidates.sort()
-            group.beams = {}
+            group.beams, chosen = {}, []
             for place, (minus_sum, _, token, tokens) in enumerate(candidates):
-                if token in options.stop_tokens or step + 1 == options.max_new_tokens:
-                    if place < size:
-                        group.finished.append((options.score(-minus_sum, step + 1), tokens))
+                stops = token in options.stop_tokens
+                if stops or step + 1 == options.max_new_tokens:
+                    if place >= size:
+                        continue
+                    group.finished.append((options.score(-minus_sum, step + 1), tokens))
                 elif len(group.beams) < size:
                     group.beams[tokens] = -minus_sum
+                else:
+                    continue
+                chosen += [] if stops else [token]
             group.finished = sorted(group.finished, key=lambda one: -one[0])[:size]
             group.done = is_done(group, step + 1, size, options)
             if group.done:
                 group.beams = {}
-            taken += [tokens[-1] for tokens in group.beams]
+            taken += chosen
         best = sorted((one for group in groups for one in group.finished), key=lambda one: -one[0])
         running = [tokens for group in groups for tokens in group.beams]
         prefixes.append(common_prefix([*running, *(tokens for _, tokens in best[:1])]))

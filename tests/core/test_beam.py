@@ -40,11 +40,14 @@ class Generator:
 STOP = 0
 
 
-def language_model(V=11, E=5, H=18, L=2, dtype="float32", seed=0, compute_dtype=None):
+def language_model(V=11, E=5, H=18, L=2, dtype="float32", seed=1, compute_dtype=None):
     rng = np.random.default_rng(seed)
-    m = cases.model(E, H, L, dtype=dtype, seed=seed, compute_dtype=compute_dtype)
+    m = cases.model(E, H, L, dtype=dtype, seed=seed)
+    if compute_dtype:
+        packed = m.lstm.pack(m.flat, backward=False, compute_dtype=compute_dtype)
+        m = dataclasses.replace(m, packed=packed)
     weight, bias = (2 * rng.standard_normal(shape).astype(dtype) for shape in ((V, H), (V,)))
-    bias[STOP] += 1.5
+    bias[STOP] += 3.3
     return Generator(m, rng.standard_normal((V, E)).astype(dtype), _core.linear_pack(weight, bias))
 
 
@@ -236,11 +239,11 @@ def test_same_bits_on_every_level_and_thread_count(dtype, threads):
     results = []
     before = _core.isa()
     for level in _core.isa_levels():
-        for count in (1, 2, 5):
+        for count in (1, 3):
             threads(count)
             _core.set_isa(level)
             g = language_model(V=70, E=19, H=37, dtype=dtype)
-            results.append(search(g, PROMPTS, options_of({"max_new_tokens": 20})))
+            results.append(search(g, PROMPTS, options_of({"max_new_tokens": 12})))
             _core.set_isa(before)
     for arrays in zip(*results, strict=True):
         assert_same_bits(*arrays)
@@ -332,7 +335,7 @@ def test_nothing_to_find():
     assert not lengths.any()
     assert (scores == -np.inf).all()
     assert_as_specified(g, PROMPTS, options_of({"banned_tokens": tuple(range(1, 11))}))
-    assert_as_specified(fixed_logits([0.0, -np.inf, 1.0, -np.inf]), [[1]], options_of({"stop_tokens": ()}))
+    assert_as_specified(fixed_logits([0.0, -np.inf, 0.0, -np.inf]), [[1]], options_of({"stop_tokens": ()}))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -197,7 +197,7 @@ class Search {
 
   void choose_beams(Source& source, ptrdiff_t step) const {
     std::vector<Candidate> pool;
-    std::vector<int32_t> chosen;  // by the groups before
+    std::vector<int32_t> chosen;  // by the groups before, stop tokens apart
     const ptrdiff_t W = beams_of_group_;
     for (Group& group : source.groups) {
       group.next.clear();
@@ -218,20 +218,22 @@ class Search {
         if (a.sum != b.sum) return a.sum > b.sum;
         return std::pair(a.rank, a.token) < std::pair(b.rank, b.token);
       });
+      std::vector<int32_t> tokens;
       const bool last = step + 1 == options_.max_new_tokens;
       for (auto candidate = pool.begin(); candidate != end; ++candidate) {
-        const bool ends = last || among(options_.stop_tokens, candidate->token);
+        const bool stops = among(options_.stop_tokens, candidate->token), ends = stops || last;
         if (ends ? candidate - pool.begin() >= W : static_cast<ptrdiff_t>(group.next.size()) == W) continue;
         const ptrdiff_t node = static_cast<ptrdiff_t>(source.nodes.size());
         source.nodes.push_back({beams_[static_cast<size_t>(candidate->row)].node, candidate->token,
                                 candidate->log_probability});
+        if (!stops) tokens.push_back(candidate->token);
         if (ends)
           finish(group, {candidate->sum / length_penalty(step + 1), node});
         else
           group.next.push_back({candidate->row, node, candidate->sum});
       }
       if (is_done(group, step + 1)) group.next.clear();
-      for (const Next& next : group.next) chosen.push_back(source.nodes[static_cast<size_t>(next.node)].token);
+      chosen.insert(chosen.end(), tokens.begin(), tokens.end());
     }
   }
 

@@ -63,8 +63,8 @@ struct Hypothesis {
 //   kFalse  when the best beam, at its present length, does not beat the worst of them;
 //   kNever  when it would not even at the most favourable length: T where a > 0, else the present one;
 // which is what Hugging Face's early_stopping means. Groups choose in turn, and each lowers S of a candidate by
-// diversity_strength for every beam of an earlier group that was given the same token in this step (Hamming
-// diversity, Vijayakumar et al. 2018).
+// diversity_strength for every beam of an earlier group that was given the same token in this step, the last
+// one included (Hamming diversity, Vijayakumar et al. 2018).
 //
 // The agreed prefix of a source is the longest one that all its beams and its best finished hypothesis share:
 // the best of the result begins with it.
