@@ -127,7 +127,7 @@ class AttentionDecoderTape(Tape):
 
 
 class AttentionDecoder(Module):
-    r"""LSTM decoder whose every step looks at a source: h of the last layer asks, the source's memory answers.
+    r"""LSTM decoder whose every step attends to a source: h of the last layer asks, its memory answers.
 
     .. code-block:: text
 
@@ -242,12 +242,11 @@ class AttentionDecoder(Module):
         )
         if attention == "dot" and self.memory_size != self.hidden_size:
             raise ValueError(
-                f"{who}: memory_size must be hidden_size with attention 'dot', got {memory_size} and {hidden_size}"
+                f"{who}: memory_size must be hidden_size with attention 'dot', got {memory_size} and "
+                f"{hidden_size}"
             )
         if attention_size is not None and not additive:
-            raise ValueError(
-                f"{who}: attention_size is of 'concat' and 'bahdanau', got attention {attention!r}"
-            )
+            raise ValueError(f"{who}: attention_size is of 'concat' and 'bahdanau', got {attention!r}")
         if output_size is not None and attention is None and output_size != hidden_size:
             raise ValueError(f"{who}: output_size is hidden_size without attention, got {output_size}")
         if input_feeding and not luong:
@@ -332,7 +331,7 @@ class AttentionDecoder(Module):
         lengths: Any = None,
         state: tuple[Any, Any] | None = None,
     ) -> Float:
-        """Outputs (N, T, O) without dropout and without a tape; arguments and errors are those of `forward`."""
+        """Outputs (N, T, O) without dropout and without a tape; arguments and errors as for `forward`."""
         return self._run(x, memory, memory_lengths, lengths, state, 0.0, 0, None)[0]
 
     def forward(
@@ -384,7 +383,7 @@ class AttentionDecoder(Module):
         dropout = self.dropout if self.num_layers > 1 else 0.0
         if seed is None and (dropout > 0 or scheduled is not None):
             raise ValueError(
-                "AttentionDecoder.forward: dropout and scheduled sampling need seed=, another one at every step"
+                "AttentionDecoder.forward: dropout and scheduled sampling need seed=, a new one at every step"
             )
         number = 0 if seed is None else seed_number(seed)
         y, h_n, c_n, tokens, native, source = self._run(
@@ -519,7 +518,8 @@ class AttentionDecoder(Module):
         source = float_array(memory, self.dtype, who, "memory")
         if source.ndim != 3 or source.shape[0] != batch or source.shape[2] != self.memory_size:
             raise ValueError(
-                f"{who}: memory must be (N, S, M) with N = {batch}, M = {self.memory_size}, got {source.shape}"
+                f"{who}: memory must be (N, S, M) with N = {batch}, M = {self.memory_size}, "
+                f"got {source.shape}"
             )
         longest = source.shape[1]
         if memory_lengths is None:
