@@ -445,6 +445,31 @@ class AttentionDecoder(Module):
         )
         return dx, d_memory, (dh0, dc0)
 
+    def decoder(self, embedding: Embedding, output: Linear) -> _core.AttentionDecoder:
+        """The weights as they are now, prepared for generation: immutable.
+
+        Parameters
+        ----------
+        embedding : Embedding
+            Table (V, E) of the tokens that are fed.
+        output : Linear
+            Logits (V) of the outputs (O).
+
+        Returns
+        -------
+        _core.AttentionDecoder
+            Holds all weights and the table embedding * W_ih^T, (V, 4H).
+
+        Raises
+        ------
+        ValueError
+            If a size or dtype does not fit.
+        """
+        self._check_vocabulary(embedding, output)
+        return _core.AttentionDecoder(
+            self.lstm.packed, self.packed, embedding.weight, output.packed, self.input_feeding
+        )
+
     def _state(
         self, state: Any, batch: int, who: str, names: tuple[str, str]
     ) -> tuple[Float | None, Float | None]:
@@ -534,9 +559,8 @@ class AttentionDecoder(Module):
         require_finite(source, who, "memory", source_lengths)
         return source, source_lengths
 
-    def _scheduled(self, scheduled: ScheduledSampling, batch: int, steps: int) -> dict[str, Any]:
+    def _check_vocabulary(self, embedding: Embedding, output: Linear) -> None:
         who = "AttentionDecoder"
-        embedding, output = scheduled.embedding, scheduled.output
         if (embedding.embedding_dim, embedding.dtype) != (self.input_size, self.dtype):
             raise ValueError(
                 f"{who}: embedding must have embedding_dim {self.input_size} and dtype {self.dtype}, got "
@@ -548,6 +572,11 @@ class AttentionDecoder(Module):
                 f"{who}: output must map {wanted[0]} to {wanted[1]} in {wanted[2]}, got "
                 f"{output.in_features} to {output.out_features} in {output.dtype}"
             )
+
+    def _scheduled(self, scheduled: ScheduledSampling, batch: int, steps: int) -> dict[str, Any]:
+        who = "AttentionDecoder"
+        embedding, output = scheduled.embedding, scheduled.output
+        self._check_vocabulary(embedding, output)
         probability = np.asarray(scheduled.probability, np.float64)
         if probability.shape not in ((steps,), (batch, steps)):
             raise ValueError(
