@@ -1,18 +1,9 @@
-#include <optional>
+#include "bindings/attention.h"
 
-#include "bindings/objects.h"
 #include "decode/attention_training.h"
 
 namespace fusedlstm {
 namespace {
-
-struct PyPackedAttention {
-  EitherType<PackedAttention> attention;
-  template <class T>
-  const std::shared_ptr<const PackedAttention<T>>& get() const {
-    return std::get<std::shared_ptr<const PackedAttention<T>>>(attention);
-  }
-};
 
 struct PyAttentionTape {
   std::variant<std::unique_ptr<AttentionTape<float>>, std::unique_ptr<AttentionTape<double>>> tape;
@@ -87,6 +78,25 @@ PyPackedAttention make_attention(const std::string& kind_name, ptrdiff_t memory_
   });
 }
 
+// How many values a step feeds back beside those it is given, when all parts fit together.
+template <class T>
+ptrdiff_t checked_fed(const char* function, const PackedWeights<T>& lstm, const PackedAttention<T>& attention,
+                      bool input_feeding) {
+  const LstmShape& shape = lstm.shape;
+  require(lstm.compute == Compute::kFull, function, "lstm must be packed for the type of its parameters");
+  require(attention.H == shape.hidden_size, function,
+          "attention must be for H=" + std::to_string(shape.hidden_size) + " hidden units, got " +
+              std::to_string(attention.H));
+  const bool luong = !attention.none() && attention.kind != Attention::kBahdanau;
+  require(!input_feeding || luong, function,
+          "input_feeding must be False without attention and with 'bahdanau', whose context is fed");
+  const ptrdiff_t fed = fed_columns(attention, input_feeding);
+  require(fed < shape.input_size, function,
+          "lstm must take the " + std::to_string(fed) + " values fed back beside x, got input_size " +
+              std::to_string(shape.input_size));
+  return fed;
+}
+
 py::tuple forward(const PyPackedLSTM& lstm, const PyPackedAttention& py_attention, const py::object& x_arg,
                   const py::object& memory_arg, const py::object& memory_lengths_arg,
                   const py::object& lengths_arg, const py::object& h0_arg, const py::object& c0_arg,
@@ -102,18 +112,8 @@ py::tuple forward(const PyPackedLSTM& lstm, const PyPackedAttention& py_attentio
     using T = decltype(zero);
     const auto& packed = lstm.get<T>();
     const auto& attention = py_attention.get<T>();
-    require(packed->compute == Compute::kFull, function,
-            std::string("lstm must be packed for ") + type_name(lstm.lstm.type));
-    require(attention->H == shape.hidden_size, function,
-            "attention must be for H=" + std::to_string(shape.hidden_size) + " hidden units, got " +
-                std::to_string(attention->H));
-    const bool none = attention->none(), bahdanau = attention->kind == Attention::kBahdanau;
-    require(!input_feeding || !(none || bahdanau), function,
-            "input_feeding must be False without attention and with 'bahdanau', whose context is fed");
-    const ptrdiff_t fed = input_feeding ? attention->O : bahdanau ? attention->M : 0;
-    require(fed < shape.input_size, function,
-            "lstm must take the " + std::to_string(fed) + " values fed back beside x, got input_size " +
-                std::to_string(shape.input_size));
+    const ptrdiff_t fed = checked_fed<T>(function, *packed, *attention, input_feeding);
+    const bool none = attention->none();
     const ptrdiff_t E = shape.input_size - fed;
     const auto x = view<const T>(x_arg, function, "x", {{"N"}, {"T"}, {"E", E}});
     const ptrdiff_t N = x.dim(0), time = x.dim(1);
@@ -257,6 +257,77 @@ py::object tape_weights(const PyAttentionTape& py_tape) {
       py_tape.tape);
 }
 
+PyAttentionDecoder make_decoder(const PyPackedLSTM& lstm, const PyPackedAttention& py_attention,
+                                const py::object& embedding_arg, const PyPackedLinear& output,
+                                bool input_feeding) {
+  constexpr const char* function = "AttentionDecoder";
+  const LstmShape& shape = lstm.lstm.shape;
+  require(!shape.bidirectional, function, "lstm must have one direction, got a bidirectional one");
+  const Type type = lstm.lstm.type;
+  require(variant_type(py_attention.attention) == type && variant_type(output.weights) == type, function,
+          std::string("attention and output must be ") + type_name(type) + " as lstm");
+  return with_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    const auto& packed = lstm.get<T>();
+    const auto& attention = py_attention.get<T>();
+    const auto& linear = output.get<T>();
+    const ptrdiff_t fed = checked_fed<T>(function, *packed, *attention, input_feeding);
+    require(linear->inputs == attention->O, function,
+            "output must take O=" + std::to_string(attention->O) + " inputs, got " +
+                std::to_string(linear->inputs));
+    const auto embedding = view<const T>(embedding_arg, function, "embedding",
+                                         {{"V", linear->outputs}, {"E", shape.input_size - fed}});
+    std::shared_ptr<const AttentionDecoder<T>> decoder;
+    without_gil([&] {
+      decoder =
+          std::make_shared<AttentionDecoder<T>>(packed, attention, input_feeding, embedding.data, linear);
+    });
+    return PyAttentionDecoder{decoder};
+  });
+}
+
+// Given tokens fed step by step, as a generation feeds its own: logits (N, T, V) and attention weights
+// (N, T, S).
+py::tuple decoder_logits(const PyAttentionDecoder& self, const py::object& tokens_arg,
+                         const py::object& memory_arg, const py::object& lengths_arg,
+                         const py::object& h0_arg, const py::object& c0_arg) {
+  constexpr const char* function = "AttentionDecoder.logits";
+  return std::visit(
+      [&](const auto& decoder) -> py::tuple {
+        using T = std::remove_cvref_t<decltype(*decoder->table_row(0))>;
+        const auto tokens = view<const int32_t>(tokens_arg, function, "tokens", {{"N"}, {"T"}});
+        const ptrdiff_t N = tokens.dim(0), time = tokens.dim(1), V = decoder->vocabulary();
+        check_range(tokens, 0, V, function, "tokens");
+        const AttentionSources<T> sources(*decoder, function, N, memory_arg, lengths_arg, h0_arg, c0_arg);
+        auto logits = new_array<T>({N, time, V});
+        auto weights = new_array<T>({N, time, sources.S});
+        T *const logits_data = logits.mutable_data(), *const weights_data = weights.mutable_data();
+        if (N > 0)
+          without_gil([&] {
+            const Poll poll = python_poll();
+            AttentionRows<T> rows = sources.rows(N, poll);
+            std::vector<int32_t> step(static_cast<size_t>(N));
+            Buffer<T> made(N * V);
+            run_job(0, poll, [&](Team& team) {
+              for (ptrdiff_t t = 0; t < time; ++t) {
+                if (team.thread() == 0)
+                  for (ptrdiff_t n = 0; n < N; ++n) step[static_cast<size_t>(n)] = tokens.data[n * time + t];
+                team.barrier();
+                rows.step_share(team, N, step.data(), made.data());
+                for (ptrdiff_t n = team.thread(); n < N; n += team.threads()) {
+                  std::copy_n(made.data() + n * V, V, logits_data + (n * time + t) * V);
+                  if (sources.S > 0)
+                    std::copy_n(rows.weights(n), sources.S, weights_data + (n * time + t) * sources.S);
+                }
+                team.barrier();
+              }
+            });
+          });
+        return py::make_tuple(logits, decoder->attention().none() ? py::object(py::none()) : weights);
+      },
+      self.decoder);
+}
+
 }  // namespace
 
 void bind_attention(py::module_& m) {
@@ -269,6 +340,20 @@ void bind_attention(py::module_& m) {
       .def_property_readonly("nbytes", [](const PyAttentionTape& tape) {
         return std::visit([](const auto& held) { return held->bytes(); }, tape.tape);
       });
+  py::class_<PyAttentionDecoder>(m, "AttentionDecoder")
+      .def(py::init(&make_decoder), py::arg("lstm"), py::arg("attention"), py::arg("embedding"),
+           py::arg("output"), py::arg("input_feeding"))
+      .def_property_readonly("vocabulary_size",
+                             [](const PyAttentionDecoder& d) {
+                               return std::visit([](const auto& held) { return held->vocabulary(); },
+                                                 d.decoder);
+                             })
+      .def_property_readonly("nbytes",
+                             [](const PyAttentionDecoder& d) {
+                               return std::visit([](const auto& held) { return held->bytes(); }, d.decoder);
+                             })
+      .def("logits", &decoder_logits, py::arg("tokens"), py::arg("memory"), py::arg("memory_lengths"),
+           py::kw_only(), py::arg("h0") = py::none(), py::arg("c0") = py::none());
   m.def("attention_decoder_forward", &forward, py::arg("lstm"), py::arg("attention"), py::arg("x"),
         py::arg("memory"), py::arg("memory_lengths"), py::kw_only(), py::arg("lengths") = py::none(),
         py::arg("h0") = py::none(), py::arg("c0") = py::none(), py::arg("input_feeding") = false,

@@ -15,5 +15,6 @@ PYBIND11_MODULE(_core, m) {
   fusedlstm::bind_attention(m);
   fusedlstm::bind_decode(m);
   fusedlstm::bind_beam(m);
+  fusedlstm::bind_attention_search(m);
   fusedlstm::bind_stream(m);
 }

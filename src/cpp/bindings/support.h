@@ -129,6 +129,7 @@ void bind_generation(py::module_& m);
 void bind_attention(py::module_& m);
 void bind_decode(py::module_& m);
 void bind_beam(py::module_& m);
+void bind_attention_search(py::module_& m);
 void bind_stream(py::module_& m);
 
 }  // namespace fusedlstm

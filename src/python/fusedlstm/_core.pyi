@@ -253,7 +253,7 @@ def philox(seed: int, stream: int, row: int, step: int, block: int) -> NDArray[n
 class PackedAttention:
     """Weights of an attention laid out for the kernels; immutable.
 
-    Shapes: output (O, M+H), key (A, M), query (A, H), v and coverage (A,); each given as far as `kind` has it.
+    Shapes: output (O, M+H), key (A, M), query (A, H), v and coverage (A,), as far as `kind` has them.
     """
 
     def __init__(
@@ -277,6 +277,31 @@ class AttentionTape:
     def weights(self) -> Float | None: ...
     @property
     def nbytes(self) -> int: ...
+
+class AttentionDecoder:
+    """What generation needs, prepared once: layers, embedding @ W_ih^T + b, attention, output layer."""
+
+    def __init__(
+        self,
+        lstm: PackedLSTM,
+        attention: PackedAttention,
+        embedding: Float,
+        output: PackedLinear,
+        input_feeding: bool,
+    ) -> None: ...
+    @property
+    def vocabulary_size(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def logits(
+        self,
+        tokens: Int,
+        memory: Float | None,
+        memory_lengths: Int | None,
+        *,
+        h0: Float | None = None,
+        c0: Float | None = None,
+    ) -> tuple[Float, Float | None]: ...
 
 def attention_decoder_forward(
     lstm: PackedLSTM,

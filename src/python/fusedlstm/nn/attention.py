@@ -127,7 +127,7 @@ class AttentionDecoderTape(Tape):
 
 
 class AttentionDecoder(Module):
-    r"""LSTM decoder whose every step looks at a source: h of the last layer asks, the source's memory answers.
+    r"""LSTM decoder whose every step attends to a source: h of the last layer asks, its memory answers.
 
     .. code-block:: text
 
@@ -242,12 +242,11 @@ class AttentionDecoder(Module):
         )
         if attention == "dot" and self.memory_size != self.hidden_size:
             raise ValueError(
-                f"{who}: memory_size must be hidden_size with attention 'dot', got {memory_size} and {hidden_size}"
+                f"{who}: memory_size must be hidden_size with attention 'dot', got {memory_size} and "
+                f"{hidden_size}"
             )
         if attention_size is not None and not additive:
-            raise ValueError(
-                f"{who}: attention_size is of 'concat' and 'bahdanau', got attention {attention!r}"
-            )
+            raise ValueError(f"{who}: attention_size is of 'concat' and 'bahdanau', got {attention!r}")
         if output_size is not None and attention is None and output_size != hidden_size:
             raise ValueError(f"{who}: output_size is hidden_size without attention, got {output_size}")
         if input_feeding and not luong:
@@ -332,7 +331,7 @@ class AttentionDecoder(Module):
         lengths: Any = None,
         state: tuple[Any, Any] | None = None,
     ) -> Float:
-        """Outputs (N, T, O) without dropout and without a tape; arguments and errors are those of `forward`."""
+        """Outputs (N, T, O) without dropout and without a tape; arguments and errors as for `forward`."""
         return self._run(x, memory, memory_lengths, lengths, state, 0.0, 0, None)[0]
 
     def forward(
@@ -384,7 +383,7 @@ class AttentionDecoder(Module):
         dropout = self.dropout if self.num_layers > 1 else 0.0
         if seed is None and (dropout > 0 or scheduled is not None):
             raise ValueError(
-                "AttentionDecoder.forward: dropout and scheduled sampling need seed=, another one at every step"
+                "AttentionDecoder.forward: dropout and scheduled sampling need seed=, a new one at every step"
             )
         number = 0 if seed is None else seed_number(seed)
         y, h_n, c_n, tokens, native, source = self._run(
@@ -445,6 +444,31 @@ class AttentionDecoder(Module):
             **self._weights(self._gradients),
         )
         return dx, d_memory, (dh0, dc0)
+
+    def decoder(self, embedding: Embedding, output: Linear) -> _core.AttentionDecoder:
+        """The weights as they are now, prepared for generation: immutable.
+
+        Parameters
+        ----------
+        embedding : Embedding
+            Table (V, E) of the tokens that are fed.
+        output : Linear
+            Logits (V) of the outputs (O).
+
+        Returns
+        -------
+        _core.AttentionDecoder
+            Holds all weights and the table embedding * W_ih^T, (V, 4H).
+
+        Raises
+        ------
+        ValueError
+            If a size or dtype does not fit.
+        """
+        self._check_vocabulary(embedding, output)
+        return _core.AttentionDecoder(
+            self.lstm.packed, self.packed, embedding.weight, output.packed, self.input_feeding
+        )
 
     def _state(
         self, state: Any, batch: int, who: str, names: tuple[str, str]
@@ -519,7 +543,8 @@ class AttentionDecoder(Module):
         source = float_array(memory, self.dtype, who, "memory")
         if source.ndim != 3 or source.shape[0] != batch or source.shape[2] != self.memory_size:
             raise ValueError(
-                f"{who}: memory must be (N, S, M) with N = {batch}, M = {self.memory_size}, got {source.shape}"
+                f"{who}: memory must be (N, S, M) with N = {batch}, M = {self.memory_size}, "
+                f"got {source.shape}"
             )
         longest = source.shape[1]
         if memory_lengths is None:
@@ -534,9 +559,8 @@ class AttentionDecoder(Module):
         require_finite(source, who, "memory", source_lengths)
         return source, source_lengths
 
-    def _scheduled(self, scheduled: ScheduledSampling, batch: int, steps: int) -> dict[str, Any]:
+    def _check_vocabulary(self, embedding: Embedding, output: Linear) -> None:
         who = "AttentionDecoder"
-        embedding, output = scheduled.embedding, scheduled.output
         if (embedding.embedding_dim, embedding.dtype) != (self.input_size, self.dtype):
             raise ValueError(
                 f"{who}: embedding must have embedding_dim {self.input_size} and dtype {self.dtype}, got "
@@ -548,6 +572,11 @@ class AttentionDecoder(Module):
                 f"{who}: output must map {wanted[0]} to {wanted[1]} in {wanted[2]}, got "
                 f"{output.in_features} to {output.out_features} in {output.dtype}"
             )
+
+    def _scheduled(self, scheduled: ScheduledSampling, batch: int, steps: int) -> dict[str, Any]:
+        who = "AttentionDecoder"
+        embedding, output = scheduled.embedding, scheduled.output
+        self._check_vocabulary(embedding, output)
         probability = np.asarray(scheduled.probability, np.float64)
         if probability.shape not in ((steps,), (batch, steps)):
             raise ValueError(
