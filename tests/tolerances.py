@@ -30,6 +30,8 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "optimiser": (1e-6, 1e-15, "a few rounded operations per step, ten steps"),
     "dropout": (5e-7, 1e-15, "the rate is rounded to float32 before 1 / (1 - rate), at rates up to 0.9"),
     "log probabilities": (1e-6, 3e-15, "logits rounded at |logit| < 10, then exp, log and a sum over V"),
+    "beam score": (1e-6, 3e-15, "a sum of log probabilities, rounded once"),
+    "beam score of transformers": (0.0, 1e-6, "float32 sums on their side, float64 in the specification"),
 }
 
 # Largest error in units in the last place, float32 and float64 (the contract in kernels/vecmath.h).

@@ -253,6 +253,93 @@ def sigmoid(x: Float) -> Float: ...
 def tanh(x: Float) -> Float: ...
 def philox(seed: int, stream: int, row: int, step: int, block: int) -> NDArray[np.uint32]: ...
 
+# attention ----------------------------------------------------------------------------------------------
+class PackedAttention:
+    """Weights of an attention laid out for the kernels; immutable.
+
+    Shapes: output (O, M+H), key (A, M), query (A, H), v and coverage (A,), as far as `kind` has them.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        memory_size: int,
+        hidden_size: int,
+        *,
+        dtype: str,
+        output: Float | None = None,
+        key: Float | None = None,
+        query: Float | None = None,
+        v: Float | None = None,
+        coverage: Float | None = None,
+    ) -> None: ...
+
+class AttentionTape:
+    """What `attention_decoder_forward` keeps for one `attention_decoder_backward`."""
+
+    @property
+    def weights(self) -> Float | None: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class AttentionDecoder:
+    """What generation needs, prepared once: layers, embedding @ W_ih^T + b, attention, output layer."""
+
+    def __init__(
+        self,
+        lstm: PackedLSTM,
+        attention: PackedAttention,
+        embedding: Float,
+        output: PackedLinear,
+        input_feeding: bool,
+    ) -> None: ...
+    @property
+    def vocabulary_size(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def logits(
+        self,
+        tokens: Int,
+        memory: Float | None,
+        memory_lengths: Int | None,
+        *,
+        h0: Float | None = None,
+        c0: Float | None = None,
+    ) -> tuple[Float, Float | None]: ...
+
+def attention_decoder_forward(
+    lstm: PackedLSTM,
+    attention: PackedAttention,
+    x: Float,
+    memory: Float | None,
+    memory_lengths: Int | None,
+    *,
+    lengths: Int | None = None,
+    h0: Float | None = None,
+    c0: Float | None = None,
+    input_feeding: bool = False,
+    dropout: float = 0.0,
+    seed: int = 0,
+    embedding: Float | None = None,
+    output: PackedLinear | None = None,
+    probability: NDArray[np.float64] | None = None,
+    sample: bool = False,
+) -> tuple[Float, Float, Float, Int | None, AttentionTape]: ...
+def attention_decoder_backward(
+    tape: AttentionTape,
+    memory: Float | None,
+    dy: Float,
+    dh_n: Float | None,
+    dc_n: Float | None,
+    lstm: Float,
+    *,
+    output: Float | None = None,
+    key: Float | None = None,
+    query: Float | None = None,
+    v: Float | None = None,
+    coverage: Float | None = None,
+) -> tuple[Float, Float | None, Float, Float]: ...
+
 # generation ---------------------------------------------------------------------------------------------
 class LanguageModelDecoder:
     """What a generation loop needs, prepared once: layers, the table embedding @ W_ih^T + b, output layer."""

@@ -601,7 +601,7 @@ class LanguageModel(Module):
             If `compute_dtype` is not for a model of this dtype.
         """
         file = load_model(path, SCHEMA)
-        assert file.vocabulary is not None  # the schema asks for one
+        assert isinstance(file.vocabulary, Vocabulary)  # the schema asks for one
         model = cls(file.vocabulary, **file.config)
         if compute_dtype is not None:
             model.lstm.compute_dtype = compute_dtype
