@@ -12,5 +12,6 @@ PYBIND11_MODULE(_core, m) {
   fusedlstm::bind_lstm(m);
   fusedlstm::bind_ops(m);
   fusedlstm::bind_decode(m);
+  fusedlstm::bind_one_to_many(m);
   fusedlstm::bind_stream(m);
 }

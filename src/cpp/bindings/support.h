@@ -104,6 +104,7 @@ void bind_runtime(py::module_& m);
 void bind_lstm(py::module_& m);
 void bind_ops(py::module_& m);
 void bind_decode(py::module_& m);
+void bind_one_to_many(py::module_& m);
 void bind_stream(py::module_& m);
 
 }  // namespace fusedlstm
