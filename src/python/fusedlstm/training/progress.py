@@ -9,14 +9,15 @@ from typing import Any
 
 
 def describe_loss(loss: float, unit: str) -> str:
-    """Loss in nats per token, in the unit usual for the vocabulary.
+    """Mean loss per prediction, in the unit usual for what is predicted.
 
     Parameters
     ----------
     loss : float
-        Nats per token.
+        Nats per token; for values, the mean squared error.
     unit : str
-        "char", "byte" or "word".
+        What is predicted: "char" or "byte" (bits), "value" (mean squared error), else words or parts of
+        words (perplexity).
 
     Examples
     --------
@@ -25,9 +26,11 @@ def describe_loss(loss: float, unit: str) -> str:
     >>> describe_loss(4.74, "word")
     'perplexity 114.43'
     """
-    if unit == "word":
-        return f"perplexity {math.exp(min(loss, 700.0)):.2f}"
-    return f"{loss / math.log(2):.3f} bits per {'byte' if unit == 'byte' else 'character'}"
+    if unit == "value":
+        return f"mean squared error {loss:.4g}"
+    if unit in ("char", "byte"):
+        return f"{loss / math.log(2):.3f} bits per {'byte' if unit == 'byte' else 'character'}"
+    return f"perplexity {math.exp(min(loss, 700.0)):.2f}"
 
 
 def _count(rate: float) -> str:
@@ -42,7 +45,7 @@ class Progress:
     show : bool or None
         True: a bar; None: a bar if standard error is a terminal, else a line per epoch; False: nothing.
     unit : str
-        Level of the vocabulary: decides between bits per character and perplexity.
+        What is predicted: decides between bits, perplexity and squared error, see `describe_loss`.
     epochs : int
         Number of epochs of the run.
     total_tokens : int
