@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fusedlstm import data, generation, io, models, nn, training
     from fusedlstm._core import __version__, isa, isa_levels, num_threads, set_isa, set_num_threads
-    from fusedlstm.models import LanguageModel
+    from fusedlstm.models import LanguageModel, OneToMany
     from fusedlstm.nn import Stream
 
 __all__ = [
     "LanguageModel",
+    "OneToMany",
     "Stream",
     "__version__",
     "data",
@@ -40,7 +41,11 @@ __all__ = [
 ]
 
 _MODULES = ("data", "generation", "io", "models", "nn", "training")
-_HOMES = {"LanguageModel": "fusedlstm.models", "Stream": "fusedlstm.nn"}
+_HOMES = {
+    "LanguageModel": "fusedlstm.models",
+    "OneToMany": "fusedlstm.models",
+    "Stream": "fusedlstm.nn",
+}
 
 
 def get_include() -> str:

@@ -267,3 +267,34 @@ class LanguageModelDecoder:
         c0: Float | None = None,
         on_tokens: Callable[[Int], object] | None = None,
     ) -> tuple[Int, Int, Float, Float, Float]: ...
+
+def one_to_many(
+    packed: PackedLSTM,
+    output: PackedLinear,
+    first: Float,
+    targets: Float | Int,
+    h0: Float | None = None,
+    c0: Float | None = None,
+    lengths: Int | None = None,
+    *,
+    feedback: str,
+    teacher_probability: float = 0.0,
+    embedding: Float | None = None,
+    temperature: float = 1.0,
+    sample: bool = False,
+    dropout: float = 0.0,
+    seed: int = 0,
+    need_outputs: bool = False,
+    gradients: Float | None = None,
+    d_weight: Float | None = None,
+    d_bias: Float | None = None,
+    d_embedding: Float | None = None,
+) -> tuple[float, Float | None, Float | None, Float | None, Float | None]: ...
+def one_to_many_generate(
+    packed: PackedLSTM,
+    output: PackedLinear,
+    first: Float,
+    steps: int,
+    h0: Float | None = None,
+    c0: Float | None = None,
+) -> tuple[Float, Float, Float]: ...
