@@ -490,8 +490,9 @@ def test_mean_squared_error_is_torch(arrays, dtype):
     assert_close(dy, ty.grad, "mean squared error")
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("ignore_index", [-1, -100])
-def test_cross_entropy_is_torch(isa, rng, arrays, dtype, ignore_index):
+def test_cross_entropy_is_torch(isa, rng, arrays, dtype, ignore_index, smoothing):
     layer = nn.Linear(5, 13, dtype=dtype)
     x, targets = arrays(3, 4, 5), rng.integers(0, 13, (3, 4))
     targets[0, 1] = targets[2, 3] = ignore_index
@@ -499,16 +500,19 @@ def test_cross_entropy_is_torch(isa, rng, arrays, dtype, ignore_index):
     logits = twin(tx)
     logits.retain_grad()
     expected = torch.nn.functional.cross_entropy(
-        logits.reshape(-1, 13), torch.from_numpy(targets).reshape(-1), ignore_index=ignore_index
-    )
+        logits.reshape(-1, 13), torch.from_numpy(targets).reshape(-1),
+        ignore_index=ignore_index, label_smoothing=smoothing,
+    )  # fmt: skip
     expected.backward()
 
-    loss, gradient = nn.CrossEntropyLoss(ignore_index=ignore_index)(logits.detach().numpy(), targets)
+    loss, gradient = nn.CrossEntropyLoss(ignore_index=ignore_index, label_smoothing=smoothing)(
+        logits.detach().numpy(), targets
+    )
     assert_close(np.array(loss), expected.item(), "cross entropy", dtype)
     assert_close(gradient, logits.grad, "cross entropy")
     assert not gradient[0, 1].any()
 
-    fused = nn.LinearCrossEntropy(layer, ignore_index=ignore_index)
+    fused = nn.LinearCrossEntropy(layer, ignore_index=ignore_index, label_smoothing=smoothing)
     assert_close(np.array(fused.loss(x, targets)), expected.item(), "cross entropy", dtype)
     assert not layer.gradients.any()
     loss, dx = fused(x, targets)

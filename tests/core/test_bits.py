@@ -242,6 +242,8 @@ def operations(dtype):
     outputs += [np.array(loss), dx, d_weight, d_bias]
     loss, _, dlogits = _core.cross_entropy(outputs[0], targets)
     outputs += [np.array(loss), dlogits]
+    loss, _, dlogits = _core.cross_entropy(outputs[0], targets, label_smoothing=0.1)
+    outputs += [np.array(loss), dlogits]
     loss, dy2 = _core.mean_squared_error(x, normal(R, I))
     outputs += [np.array(loss), dy2]
     d_embedding = np.zeros((O, I), dtype)

@@ -86,14 +86,18 @@ def test_cell(isa):
         assert_close(m.views(gradients)[name], central_differences(view, cell_loss), "finite differences")
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("ignore_index", [-1, 2])
-def test_linear_cross_entropy(isa, rng, ignore_index):
+def test_linear_cross_entropy(isa, rng, ignore_index, smoothing):
     x, weight, bias = rng.standard_normal((5, 3)), rng.standard_normal((4, 3)), rng.standard_normal(4)
     targets = np.array([0, 3, 2, ignore_index, 1], dtype=np.int32)
 
     def mean_loss():
         packed = _core.linear_pack(weight, bias)
-        return 0.25 * _core.linear_cross_entropy(packed, x, targets, ignore_index=ignore_index)[0]
+        loss = _core.linear_cross_entropy(
+            packed, x, targets, ignore_index=ignore_index, label_smoothing=smoothing
+        )
+        return 0.25 * loss[0]
 
     d_weight, d_bias = np.zeros_like(weight), np.zeros_like(bias)
     _, _, dx = _core.linear_cross_entropy(
@@ -102,6 +106,7 @@ def test_linear_cross_entropy(isa, rng, ignore_index):
         targets,
         scale=0.25,
         ignore_index=ignore_index,
+        label_smoothing=smoothing,
         d_weight=d_weight,
         d_bias=d_bias,
         need_dx=True,

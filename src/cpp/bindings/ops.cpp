@@ -117,10 +117,15 @@ void check_targets(const View<const int32_t>& targets, ptrdiff_t V, int32_t igno
   }
 }
 
+void check_smoothing(double label_smoothing, const char* function) {
+  require(label_smoothing >= 0 && label_smoothing < 1, function,
+          "label_smoothing must lie in [0, 1), got " + std::to_string(label_smoothing));
+}
+
 py::tuple bind_linear_cross_entropy(const PyPackedLinear& packed, const py::object& x_arg,
                                     const py::object& targets_arg, double scale, int32_t ignore_index,
-                                    const py::object& d_weight_arg, const py::object& d_bias_arg,
-                                    bool need_dx) {
+                                    double label_smoothing, const py::object& d_weight_arg,
+                                    const py::object& d_bias_arg, bool need_dx) {
   constexpr const char* function = "linear_cross_entropy";
   return with_type(variant_type(packed.weights), [&](auto zero) -> py::tuple {
     using T = decltype(zero);
@@ -128,6 +133,7 @@ py::tuple bind_linear_cross_entropy(const PyPackedLinear& packed, const py::obje
     const auto x = view<const T>(x_arg, function, "x", {{"R"}, {"I", w.inputs}});
     const auto targets = view<const int32_t>(targets_arg, function, "targets", {{"R", x.dim(0)}});
     check_targets(targets, w.outputs, ignore_index, function);
+    check_smoothing(label_smoothing, function);
     const auto d_weight =
         optional_view<T>(d_weight_arg, function, "d_weight", {{"V", w.outputs}, {"I", w.inputs}}, true);
     const auto d_bias = optional_view<T>(d_bias_arg, function, "d_bias", {{"V", w.outputs}}, true);
@@ -135,25 +141,27 @@ py::tuple bind_linear_cross_entropy(const PyPackedLinear& packed, const py::obje
     LossSum loss{};
     without_gil([&] {
       loss = linear_cross_entropy<T>(w, x.dim(0), x.data, targets.data, ignore_index, static_cast<T>(scale),
-                                     dx.data, d_weight.data, d_bias.data, python_poll());
+                                     dx.data, d_weight.data, d_bias.data, python_poll(),
+                                     static_cast<T>(label_smoothing));
     });
     return py::make_tuple(loss.nll, loss.counted, dx.array);
   });
 }
 
 py::tuple bind_cross_entropy(const py::object& logits_arg, const py::object& targets_arg, double scale,
-                             int32_t ignore_index, bool need_gradient) {
+                             int32_t ignore_index, double label_smoothing, bool need_gradient) {
   constexpr const char* function = "cross_entropy";
   return with_type(type_of(logits_arg, function, "logits"), [&](auto zero) -> py::tuple {
     using T = decltype(zero);
     const auto logits = view<const T>(logits_arg, function, "logits", {{"R"}, {"V"}});
     const auto targets = view<const int32_t>(targets_arg, function, "targets", {{"R", logits.dim(0)}});
     check_targets(targets, logits.dim(1), ignore_index, function);
+    check_smoothing(label_smoothing, function);
     const WantedGradient<T> d(need_gradient, {logits.dim(0), logits.dim(1)});
     LossSum loss{};
     without_gil([&] {
       loss = cross_entropy<T>(logits.dim(0), logits.dim(1), logits.data, targets.data, ignore_index,
-                              static_cast<T>(scale), d.data, python_poll());
+                              static_cast<T>(scale), d.data, python_poll(), static_cast<T>(label_smoothing));
     });
     return py::make_tuple(loss.nll, loss.counted, d.array);
   });
@@ -281,9 +289,11 @@ void bind_ops(py::module_& m) {
   m.def("dropout", &bind_dropout, py::arg("x"), py::arg("rate"), py::arg("seed"), py::arg("stream") = 0);
   m.def("linear_cross_entropy", &bind_linear_cross_entropy, py::arg("packed"), py::arg("x"),
         py::arg("targets"), py::kw_only(), py::arg("scale") = 1.0, py::arg("ignore_index") = -1,
-        py::arg("d_weight") = py::none(), py::arg("d_bias") = py::none(), py::arg("need_dx") = false);
+        py::arg("label_smoothing") = 0.0, py::arg("d_weight") = py::none(), py::arg("d_bias") = py::none(),
+        py::arg("need_dx") = false);
   m.def("cross_entropy", &bind_cross_entropy, py::arg("logits"), py::arg("targets"), py::kw_only(),
-        py::arg("scale") = 1.0, py::arg("ignore_index") = -1, py::arg("need_gradient") = true);
+        py::arg("scale") = 1.0, py::arg("ignore_index") = -1, py::arg("label_smoothing") = 0.0,
+        py::arg("need_gradient") = true);
   m.def("mean_squared_error", &bind_mean_squared_error, py::arg("y"), py::arg("target"), py::kw_only(),
         py::arg("need_gradient") = true);
   m.def("gradient_norm", &bind_gradient_norm, py::arg("gradients"));

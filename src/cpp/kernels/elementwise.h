@@ -129,6 +129,27 @@ T softmax_row(ptrdiff_t V, const T* logits, T scale, T* d, T* largest) {
   return log<T>(broadcast<T>(total))[0];
 }
 
+// sum_j (z_j - reference)
+template <class T>
+T sum_of_differences(ptrdiff_t V, const T* z, T reference) {
+  LaneSum<T> sum;
+  sum.add(V, [&](Vec<T> s, ptrdiff_t j, int lanes) {
+    Vec<T> part = broadcast<T>(reference);
+    if (lanes == kLanes<T>)
+      part = load(z + j);
+    else
+      for (int i = 0; i < lanes; ++i) part[i] = z[j + i];
+    return s + (part - reference);
+  });
+  return sum.total();
+}
+
+template <class T>
+void add_constant(ptrdiff_t n, T constant, T* x) {
+  for_vectors<T>(
+      n, [&](ptrdiff_t j, int lanes) { store_part<T>(x + j, load_part(x + j, lanes) + constant, lanes); });
+}
+
 // Blocks are summed in T, block sums in double, in order: the caller may cut only at multiples of kSumBlock.
 template <class T, class Value>
 FUSEDLSTM_INLINE double block_sum(ptrdiff_t n, const Value& value) {

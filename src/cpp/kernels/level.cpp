@@ -35,6 +35,8 @@ constexpr Kernels<T> kernels() {
       .add_rows = add_rows<T>,
       .dropout_row = dropout_row<T>,
       .softmax_row = softmax_row<T>,
+      .sum_of_differences = sum_of_differences<T>,
+      .add_constant = add_constant<T>,
       .sum_of_squares = sum_of_squares<T>,
       .squared_error = squared_error<T>,
       .scale = scale<T>,

@@ -219,6 +219,9 @@ struct Kernels {
   void (*dropout_row)(ptrdiff_t n, DropoutKey key, uint32_t row, uint32_t step, T rate, const T* x, T* y);
   // log sum exp of V logits, the largest logit in *largest; with d: d = scale * softmax
   T (*softmax_row)(ptrdiff_t V, const T* logits, T scale, T* d, T* largest);
+  // sum over j < n of z_j - reference
+  T (*sum_of_differences)(ptrdiff_t n, const T* z, T reference);
+  void (*add_constant)(ptrdiff_t n, T constant, T* x);
   double (*sum_of_squares)(ptrdiff_t n, const T* x);
   double (*squared_error)(ptrdiff_t n, const T* y, const T* target, T factor, T* dy);
   void (*scale)(ptrdiff_t n, T factor, T* x);

@@ -10,18 +10,28 @@ namespace {
 
 constexpr ptrdiff_t kLogitBytes = 16 << 20;  // of logits held at a time
 
-// -log p(target) of one row; with d, d = scale * (softmax - one hot), which may lie over the logits.
+// -sum_j q_j log p_j of one row, with q = (1 - epsilon) one hot + epsilon / V (Szegedy et al. 2016); with d,
+// d = scale * (softmax - q), which may lie over the logits.
 template <class T>
-T row_loss(const Kernels<T>& k, ptrdiff_t V, const T* logits, int32_t target, bool counted, T scale, T* d) {
+T row_loss(const Kernels<T>& k, ptrdiff_t V, const T* logits, int32_t target, bool counted, T scale,
+           T epsilon, T* d) {
   if (!counted) {
     if (d) std::fill(d, d + V, T(0));
     return T(0);
   }
   T largest;
   const T z_target = logits[target];
+  // mean_j (-log p_j) = -log p_target - mean_j (z_j - z_target)
+  const T smoothing =
+      epsilon > T(0) ? -epsilon / static_cast<T>(V) * k.sum_of_differences(V, logits, z_target) : T(0);
   const T log_sum = k.softmax_row(V, logits, scale, d, &largest);
-  if (d) d[target] -= scale;
-  return log_sum - (z_target - largest);
+  if (d && epsilon > T(0)) {
+    k.add_constant(V, -scale * epsilon / static_cast<T>(V), d);
+    d[target] -= scale * (T(1) - epsilon);
+  } else if (d) {
+    d[target] -= scale;
+  }
+  return (log_sum - (z_target - largest)) + smoothing;
 }
 
 template <class T>
@@ -38,7 +48,8 @@ LossSum total(const std::vector<T>& nll, const int32_t* targets, int32_t ignore_
 
 template <class T>
 LossSum linear_cross_entropy(const PackedLinear<T>& w, ptrdiff_t R, const T* x, const int32_t* targets,
-                             int32_t ignore_index, T scale, T* dx, T* d_weight, T* d_bias, const Poll& poll) {
+                             int32_t ignore_index, T scale, T* dx, T* d_weight, T* d_bias, const Poll& poll,
+                             T label_smoothing) {
   const Kernels<T>& k = w.kernels();
   const ptrdiff_t V = w.outputs, I = w.inputs, pitch = row_pitch<T>(V);
   const bool gradient = dx || d_weight || d_bias;
@@ -69,7 +80,7 @@ LossSum linear_cross_entropy(const PackedLinear<T>& w, ptrdiff_t R, const T* x, 
         T* const z = logits.data() + r * pitch;
         const int32_t target = targets[r0 + r];
         nll[static_cast<size_t>(r0 + r)] =
-            row_loss(k, V, z, target, target != ignore_index, scale, gradient ? z : nullptr);
+            row_loss(k, V, z, target, target != ignore_index, scale, label_smoothing, gradient ? z : nullptr);
       }
       team.barrier();
       if (!gradient) continue;
@@ -113,14 +124,14 @@ LossSum linear_cross_entropy(const PackedLinear<T>& w, ptrdiff_t R, const T* x, 
 
 template <class T>
 LossSum cross_entropy(ptrdiff_t R, ptrdiff_t V, const T* logits, const int32_t* targets, int32_t ignore_index,
-                      T scale, T* d_logits, const Poll& poll) {
+                      T scale, T* d_logits, const Poll& poll, T label_smoothing) {
   const Kernels<T>& k = kernels_of<T>(current_level());
   std::vector<T> nll(static_cast<size_t>(R));
   run_job(R * V < (1 << 14) ? 1 : 0, poll, [&](Team& team) {
     const Share own = share_of(R, team.thread(), team.threads());
     for (ptrdiff_t r = own.begin; r < own.end; ++r)
       nll[static_cast<size_t>(r)] = row_loss(k, V, logits + r * V, targets[r], targets[r] != ignore_index,
-                                             scale, d_logits ? d_logits + r * V : nullptr);
+                                             scale, label_smoothing, d_logits ? d_logits + r * V : nullptr);
   });
   return total(nll, targets, ignore_index);
 }
@@ -165,9 +176,9 @@ double gradient_norm(ptrdiff_t n, const T* gradients) {
 
 #define FUSEDLSTM_INSTANTIATE(T)                                                                     \
   template LossSum linear_cross_entropy(const PackedLinear<T>&, ptrdiff_t, const T*, const int32_t*, \
-                                        int32_t, T, T*, T*, T*, const Poll&);                        \
+                                        int32_t, T, T*, T*, T*, const Poll&, T);                     \
   template LossSum cross_entropy(ptrdiff_t, ptrdiff_t, const T*, const int32_t*, int32_t, T, T*,     \
-                                 const Poll&);                                                       \
+                                 const Poll&, T);                                                    \
   template double mean_squared_error(ptrdiff_t, const T*, const T*, T*);                             \
   template double gradient_norm(ptrdiff_t, const T*);
 FUSEDLSTM_INSTANTIATE(float)

@@ -46,20 +46,21 @@ template <class T>
 void dropout(ptrdiff_t R, ptrdiff_t C, T rate, uint64_t seed, uint32_t stream, const T* x, T* y);
 
 struct LossSum {
-  double nll;       // sum of -log p(target) over counted rows
+  double nll;       // sum of -log p(target), or of -sum_j q_j log p_j, over counted rows
   int64_t counted;  // rows whose target is not ignore_index
 };
 
 // softmax cross-entropy of x W^T + b against targets (R) in 0 .. V - 1 or ignore_index, made a chunk of rows
 // at a time. Gradients are those of scale * (sum of nll): dx (R, I) assigned, the others added to; each may
-// be null.
+// be null. With label_smoothing epsilon the target's distribution is q = (1 - epsilon) one hot + epsilon / V.
 template <class T>
 LossSum linear_cross_entropy(const PackedLinear<T>& w, ptrdiff_t R, const T* x, const int32_t* targets,
-                             int32_t ignore_index, T scale, T* dx, T* d_weight, T* d_bias, const Poll& poll);
+                             int32_t ignore_index, T scale, T* dx, T* d_weight, T* d_bias, const Poll& poll,
+                             T label_smoothing = 0);
 // The same of given logits (R, V); d_logits assigned, may be null.
 template <class T>
 LossSum cross_entropy(ptrdiff_t R, ptrdiff_t V, const T* logits, const int32_t* targets, int32_t ignore_index,
-                      T scale, T* d_logits, const Poll& poll);
+                      T scale, T* d_logits, const Poll& poll, T label_smoothing = 0);
 // mean (y - target)^2 over n elements; dy assigned, may be null.
 template <class T>
 double mean_squared_error(ptrdiff_t n, const T* y, const T* target, T* dy);

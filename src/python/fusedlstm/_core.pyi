@@ -196,12 +196,19 @@ def linear_cross_entropy(
     *,
     scale: float = 1.0,
     ignore_index: int = -1,
+    label_smoothing: float = 0.0,
     d_weight: Float | None = None,
     d_bias: Float | None = None,
     need_dx: bool = False,
 ) -> tuple[float, int, Float | None]: ...
 def cross_entropy(
-    logits: Float, targets: Int, *, scale: float = 1.0, ignore_index: int = -1, need_gradient: bool = True
+    logits: Float,
+    targets: Int,
+    *,
+    scale: float = 1.0,
+    ignore_index: int = -1,
+    label_smoothing: float = 0.0,
+    need_gradient: bool = True,
 ) -> tuple[float, int, Float | None]: ...
 def mean_squared_error(
     y: Float, target: Float, *, need_gradient: bool = True

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fusedlstm import _core
-from fusedlstm.nn._checks import Float, Int, describe, float_array, require_finite, token_array
+from fusedlstm.nn._checks import Float, Int, describe, float_array, rate, require_finite, token_array
 from fusedlstm.nn.linear import Linear
 
 
@@ -53,17 +53,24 @@ class MSELoss:
 class CrossEntropyLoss:
     """Mean negative log likelihood of targets under softmax of logits, in nats, and its gradient.
 
-    ``loss = mean(log(sum(exp(logits))) - logits[target])`` over the rows that count.
+    ``loss = mean(log(sum(exp(logits))) - logits[target])`` over the rows that count. With label smoothing e,
+    the cross-entropy of softmax against ``(1 - e) onehot(target) + e / V``.
 
     Parameters
     ----------
     ignore_index : int
         Rows with this target do not count; below 0, so that it is not a class. If none counts, the loss is 0.
+    label_smoothing : float
+        e, in [0, 1).
 
     Raises
     ------
-    ValueError
-        If `ignore_index` could be a class.
+    ValueError, TypeError
+        If `ignore_index` could be a class, or `label_smoothing` is out of its range.
+
+    References
+    ----------
+    Szegedy et al.: Rethinking the Inception architecture for computer vision, 2016 (label smoothing).
 
     Examples
     --------
@@ -74,8 +81,9 @@ class CrossEntropyLoss:
     (1.386294, (2, 5, 4))
     """
 
-    def __init__(self, *, ignore_index: int = -1) -> None:
+    def __init__(self, *, ignore_index: int = -1, label_smoothing: float = 0.0) -> None:
         self.ignore_index = _ignored(ignore_index, "CrossEntropyLoss")
+        self.label_smoothing = rate(label_smoothing, "label_smoothing")
 
     def __call__(self, y: Any, target: Any) -> tuple[float, Float]:
         """Loss in nats per row that counts, and the gradient of the logits in their shape.
@@ -104,6 +112,7 @@ class CrossEntropyLoss:
             rows,
             scale=1.0 / max(counted, 1),
             ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
         )
         assert gradient is not None  # it was asked for
         return total / max(counted, 1), gradient.reshape(logits.shape)
@@ -116,13 +125,13 @@ class LinearCrossEntropy:
     ----------
     linear : Linear
         The output layer (V, I). Its gradients are added to.
-    ignore_index : int
+    ignore_index, label_smoothing
         As for `CrossEntropyLoss`.
 
     Raises
     ------
-    ValueError
-        If `ignore_index` could be a class.
+    ValueError, TypeError
+        As `CrossEntropyLoss`.
 
     Notes
     -----
@@ -139,9 +148,10 @@ class LinearCrossEntropy:
     (2, 5, 8)
     """
 
-    def __init__(self, linear: Linear, *, ignore_index: int = -1) -> None:
+    def __init__(self, linear: Linear, *, ignore_index: int = -1, label_smoothing: float = 0.0) -> None:
         self.linear = linear
         self.ignore_index = _ignored(ignore_index, "LinearCrossEntropy")
+        self.label_smoothing = rate(label_smoothing, "label_smoothing")
 
     def _arguments(self, x: Any, target: Any) -> tuple[Float, Int, int]:
         array = float_array(x, self.linear.dtype, "LinearCrossEntropy", "x")
@@ -175,6 +185,7 @@ class LinearCrossEntropy:
             array.reshape(rows.size, self.linear.in_features),
             rows,
             ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
         )
         return total / max(counted, 1)
 
@@ -198,6 +209,7 @@ class LinearCrossEntropy:
             rows,
             scale=1.0 / max(counted, 1),
             ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
             d_weight=self.linear.d_weight,
             d_bias=self.linear.d_bias,
             need_dx=True,
