@@ -1,4 +1,4 @@
-"""A window of features to one value per step: many to many, ``return_sequences=True`` and Linear at each step.
+"""A window of features to one value per step: ``return_sequences=True``, and Linear at each step.
 
 The task of window_to_value.py with an answer at every step. The last of them is that of
 ``return_sequences=False``, to the last bit.

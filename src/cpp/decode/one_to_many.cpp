@@ -41,10 +41,7 @@ class Loop {
                   all_taught_ ? I_ : 0),
         x_(rows_.total() * x_pitch_),
         z_(rows_.total() * O_),
-        p_((soft_            ? rows_.total()
-            : request.sample ? request.N
-                             : 0) *
-           O_),
+        p_((soft_ ? rows_.total() : drawn_rows(request)) * O_),
         source_(static_cast<size_t>(rows_.total()), kGiven) {
     if (soft_) {
       mix_ = Buffer<T>(packed_size(O_, I_, k_.panel));
@@ -111,13 +108,16 @@ class Loop {
     stepwise_.begin_backward(nullptr, nullptr);
     run_job(threads_, poll, [&](Team& team) {
       T* const own_scratch = scratch[static_cast<size_t>(team.thread())].data();
-      if (!through) dh_share(team, 0, rows_.steps());
+      if (!through) {
+        dh_share(team, 0, rows_.steps());
+        team.barrier();
+      }
       for (ptrdiff_t s = rows_.steps() - 1; s >= 0; --s) {
         if (through) {
           if (s + 1 < rows_.steps()) feedback_gradient_share(team, s);
           dh_share(team, s, s + 1);
+          team.barrier();
         }
-        team.barrier();
         stepwise_.backward_share(team, s, {dh_.data() + rows_.start(s) * h_pitch_, h_pitch_},
                                  all_taught_ ? nullptr : dx(s), x_pitch_);
       }
@@ -142,6 +142,7 @@ class Loop {
   const T* z(ptrdiff_t r) const { return z_.data() + r * O_; }
   // Soft feedback keeps the probabilities of every row for backward, a drawn token those of its step.
   T* p(ptrdiff_t s, ptrdiff_t j) { return p_.data() + (soft_ ? rows_.start(s) + j : j) * O_; }
+  static ptrdiff_t drawn_rows(const OneToManyRequest<T>& request) { return request.sample ? request.N : 0; }
   ptrdiff_t first_rows() const { return rows_.steps() > 0 ? rows_.active(0) : 0; }
   int32_t& source(ptrdiff_t s, ptrdiff_t j) { return source_[static_cast<size_t>(rows_.start(s) + j)]; }
 

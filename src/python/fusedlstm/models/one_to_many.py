@@ -800,7 +800,8 @@ class _Examples:
         if validation is not None:
             if len(validation) not in (2, 3):
                 raise ValueError(
-                    f"fit: validation must be (x, targets) or (x, targets, lengths), got {len(validation)} parts"
+                    "fit: validation must be (x, targets) or (x, targets, lengths), "
+                    f"got {len(validation)} parts"
                 )
             held_x, _ = model._inputs(validation[0], "fit: validation")
             held_lengths = validation[2] if len(validation) == 3 else None

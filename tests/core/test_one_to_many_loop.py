@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from cases import assert_same_bits
-from test_gradients import central_differences
+from cases import assert_same_bits, central_differences
 from tolerances import assert_close
 
 from fusedlstm import _core
