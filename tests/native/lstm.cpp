@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "check.h"
+#include "lstm/stepwise.h"
 #include "runtime/threads.h"
 #include "stream/stream.h"
 
@@ -75,6 +76,77 @@ void run(const Problem& p, Hash* hash) {
                    nullptr);
   for (const auto* values_of : {&y, &h_n, &c_n, &gradients, &d_embedding, &dx, &dh0, &dc0})
     hash->add(*values_of);
+}
+
+// The same training pass step by step: the bits of whole sequences.
+template <class T>
+void run_stepwise(const Problem& p, ptrdiff_t ahead, int threads) {
+  const LstmShape shape{p.I, p.H, p.L, false, true};
+  const ptrdiff_t states = p.L * p.N * p.H;
+  Values values(static_cast<uint32_t>(p.N * 1000 + p.T));
+  const auto parameters = values.vector<T>(parameter_count(shape)), x = values.vector<T>(p.N * p.T * p.I);
+  const auto h0 = values.vector<T>(states), c0 = values.vector<T>(states);
+  const auto dy = values.vector<T>(p.N * p.T * p.H), dh_n = values.vector<T>(states),
+             dc_n = values.vector<T>(states);
+  std::vector<int32_t> lengths = integers(p.N, static_cast<int32_t>(p.T + 1), 3);
+  lengths[0] = 0;
+  const auto packed = pack_weights<T>(shape, parameters.data(), true);
+  const T dropout = static_cast<T>(p.dropout);
+  struct Pass {
+    std::vector<T> y, h_n, c_n, gradients, dx, dh0, dc0;
+  } whole, stepped;
+  for (Pass* pass : {&whole, &stepped})
+    *pass = {std::vector<T>(dy.size()),         std::vector<T>(h0.size()), std::vector<T>(h0.size()),
+             std::vector<T>(parameters.size()), std::vector<T>(x.size()),  std::vector<T>(h0.size()),
+             std::vector<T>(h0.size())};
+  const auto tape = lstm_forward_tape<T>(packed, p.N, p.T, lengths.data(), {.x = x.data()},
+                                         {h0.data(), c0.data()}, dropout, 77, TapeMode::kFull,
+                                         {whole.y.data(), whole.h_n.data(), whole.c_n.data()}, nullptr);
+  lstm_backward<T>(packed, *tape, dy.data(), dh_n.data(), dc_n.data(),
+                   {whole.gradients.data(), nullptr, whole.dx.data(), whole.dh0.data(), whole.dc0.data()},
+                   nullptr);
+
+  const Rows rows(p.N, p.T, lengths.data());
+  const auto pack = [&](const std::vector<T>& from, ptrdiff_t n) {
+    std::vector<T> to(static_cast<size_t>(rows.total() * n));
+    for (ptrdiff_t s = 0; s < rows.steps(); ++s)
+      for (ptrdiff_t slot = 0; slot < rows.active(s); ++slot)
+        std::copy_n(from.data() + rows.user_row(s, slot, 0) * n, n, to.data() + (rows.start(s) + slot) * n);
+    return to;
+  };
+  const auto unpack = [&](const T* from, ptrdiff_t pitch, ptrdiff_t s, ptrdiff_t n, std::vector<T>* to) {
+    for (ptrdiff_t slot = 0; slot < rows.active(s); ++slot)
+      std::copy_n(from + slot * pitch, n, to->data() + rows.user_row(s, slot, 0) * n);
+  };
+  const std::vector<T> x_rows = pack(x, p.I), dy_rows = pack(dy, p.H);
+  std::vector<T> dx_rows(x_rows.size());
+  Stepwise<T> steps(packed, rows, {h0.data(), c0.data()}, dropout, 77, threads, ahead);
+  run_job(threads, nullptr, [&](Team& team) {
+    if (ahead > 0) steps.input_ahead_share(team, {x_rows.data(), p.I});
+    for (ptrdiff_t s = 0; s < rows.steps(); ++s)
+      steps.forward_share(team, s, {x_rows.data() + rows.start(s) * p.I, p.I});
+  });
+  steps.final_states(stepped.h_n.data(), stepped.c_n.data());
+  steps.begin_backward(dh_n.data(), dc_n.data());
+  run_job(threads, nullptr, [&](Team& team) {
+    for (ptrdiff_t s = rows.steps() - 1; s >= 0; --s)
+      steps.backward_share(team, s, {dy_rows.data() + rows.start(s) * p.H, p.H},
+                           dx_rows.data() + rows.start(s) * p.I, p.I);
+    if (ahead > 0) steps.input_ahead_gradients_share(team, dx_rows.data(), p.I);
+    steps.weight_gradients_share(team, {x_rows.data(), p.I}, stepped.gradients.data());
+  });
+  steps.initial_gradients(stepped.dh0.data(), stepped.dc0.data());
+  for (ptrdiff_t s = 0; s < rows.steps(); ++s) {
+    unpack(steps.h(s).data, steps.h(s).pitch, s, p.H, &stepped.y);
+    unpack(dx_rows.data() + rows.start(s) * p.I, p.I, s, p.I, &stepped.dx);
+  }
+  const std::string what = std::string(p.name) + " stepwise " + type_name<T>() + ", " +
+                           std::to_string(threads) + " threads, " + std::to_string(ahead) + " ahead: ";
+  expect(same_bits(whole.y, stepped.y), what + "y");
+  expect(same_bits(whole.h_n, stepped.h_n) && same_bits(whole.c_n, stepped.c_n), what + "final states");
+  expect(same_bits(whole.dx, stepped.dx), what + "dx");
+  expect(same_bits(whole.gradients, stepped.gradients), what + "gradients");
+  expect(same_bits(whole.dh0, stepped.dh0) && same_bits(whole.dc0, stepped.dc0), what + "initial gradients");
 }
 
 // Training in bfloat16 at a level that may have to be emulated: the layout of the packed weights is the same
@@ -171,6 +243,13 @@ void test_lstm(const Level& level, int max_threads, std::vector<std::string>* ha
   test_type<double>(level, max_threads, hashes);
   test_stream<float>(level);
   test_stream<double>(level);
+  for (const Problem& p :
+       {kProblems[0], kProblems[1], Problem{"one unit", 1, 3, 2, 1, 1, false, false, 0, 0}})
+    for (const int threads : {1, max_threads})
+      for (const ptrdiff_t ahead : {ptrdiff_t{0}, p.I / 2, p.I}) {
+        run_stepwise<float>(p, ahead, threads);
+        run_stepwise<double>(p, ahead, threads);
+      }
 }
 
 }  // namespace fusedlstm_tests

@@ -17,22 +17,6 @@
 namespace fusedlstm {
 namespace {
 
-// The order in which sums over the rows of a chunk are made: its rows and the states before them, both
-// counted from the first.
-struct ReductionOrder {
-  std::vector<int32_t> row, state_before;
-
-  ReductionOrder(const Rows& rows, ptrdiff_t begin, ptrdiff_t end) {
-    for (ptrdiff_t s = end - 1; s >= begin; --s) {
-      for (ptrdiff_t slot = 0; slot < rows.active(s); ++slot) {
-        row.push_back(static_cast<int32_t>(rows.start(s) - rows.start(begin) + slot));
-        state_before.push_back(static_cast<int32_t>(rows.state_before(s) - rows.state_before(begin) + slot));
-      }
-    }
-  }
-  ptrdiff_t rows() const { return static_cast<ptrdiff_t>(row.size()); }
-};
-
 // Gates and c of a chunk, from its first row on, in the layouts of the tape.
 template <class T>
 struct ChunkTape {
@@ -392,11 +376,9 @@ class LayerBackward {
 template <class T>
 Buffer<T> final_states(const Tape<T>& tape, const T* states, ptrdiff_t index) {
   const ptrdiff_t N = tape.rows.batch(), H = tape.shape.hidden_size, pitch = tape.state_pitch();
-  Buffer<T> out = Buffer<T>::zeros(N * pitch);
-  for (ptrdiff_t slot = 0; states && slot < N; ++slot) {
-    const T* from = states + (index * N + tape.rows.sequence(slot)) * H;
-    std::copy(from, from + H, out.data() + slot * pitch);
-  }
+  Buffer<T> out(N * pitch);
+  states_by_slot(tape.rows, states ? states + index * N * H : nullptr, H, tape.shape.hidden_padded(), pitch,
+                 out.data());
   return out;
 }
 

@@ -16,18 +16,6 @@ namespace {
 // lean tape keeps c once for a chunk, which must be little for each of its steps.
 constexpr ptrdiff_t kChunkRows = 512, kLeanSteps = 16;
 
-// h0 or c0 of one layer and direction into the first N rows of a state matrix, in the order of slots.
-template <class T>
-void initial_states(const Rows& rows, const T* states, ptrdiff_t H, ptrdiff_t H_pad, ptrdiff_t pitch,
-                    T* out) {
-  for (ptrdiff_t slot = 0; slot < rows.batch(); ++slot) {
-    T* row = out + slot * pitch;
-    const T* state = states ? states + rows.sequence(slot) * H : nullptr;
-    for (ptrdiff_t u = 0; u < H; ++u) row[u] = state ? state[u] : T(0);
-    for (ptrdiff_t u = H; u < H_pad; ++u) row[u] = T(0);
-  }
-}
-
 template <class T>
 struct LayerRun {
   const PackedWeights<T>& w;
@@ -156,8 +144,8 @@ void forward_layer(const PackedWeights<T>& w, Tape<T>& tape, const LstmInput<T>&
   own.h = Buffer<T>((N + P) * pitch);
   own.c = Buffer<T>((N + (full || half ? P : 0)) * pitch);
   const ptrdiff_t state = index * N * H;
-  initial_states(rows, initial.h0 ? initial.h0 + state : nullptr, H, H_pad, pitch, own.h.data());
-  initial_states(rows, initial.c0 ? initial.c0 + state : nullptr, H, H_pad, pitch, own.c.data());
+  states_by_slot(rows, initial.h0 ? initial.h0 + state : nullptr, H, H_pad, pitch, own.h.data());
+  states_by_slot(rows, initial.c0 ? initial.c0 + state : nullptr, H, H_pad, pitch, own.c.data());
 
   if (layer == 0 && tape.token_input) {
     // looked up

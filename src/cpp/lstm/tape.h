@@ -101,4 +101,17 @@ struct Tape {
   }
 };
 
+// States (N, H) of one layer and direction (null: 0) in the order of slots, as the first N rows of a state
+// matrix.
+template <class T>
+void states_by_slot(const Rows& rows, const T* states, ptrdiff_t H, ptrdiff_t H_pad, ptrdiff_t pitch,
+                    T* out) {
+  for (ptrdiff_t slot = 0; slot < rows.batch(); ++slot) {
+    T* row = out + slot * pitch;
+    const T* state = states ? states + rows.sequence(slot) * H : nullptr;
+    for (ptrdiff_t u = 0; u < H; ++u) row[u] = state ? state[u] : T(0);
+    for (ptrdiff_t u = H; u < H_pad; ++u) row[u] = T(0);
+  }
+}
+
 }  // namespace fusedlstm

@@ -3,11 +3,30 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
+#include "lstm/rows.h"
 #include "runtime/memory.h"
 #include "runtime/products.h"
 
 namespace fusedlstm {
+
+// The order in which sums over the rows of the steps [begin, end) are made: last step first, within a step by
+// slot. Rows and the states before them, both counted from the first.
+struct ReductionOrder {
+  std::vector<int32_t> row, state_before;
+
+  ReductionOrder() = default;
+  ReductionOrder(const Rows& rows, ptrdiff_t begin, ptrdiff_t end) {
+    for (ptrdiff_t s = end - 1; s >= begin; --s) {
+      for (ptrdiff_t slot = 0; slot < rows.active(s); ++slot) {
+        row.push_back(static_cast<int32_t>(rows.start(s) - rows.start(begin) + slot));
+        state_before.push_back(static_cast<int32_t>(rows.state_before(s) - rows.state_before(begin) + slot));
+      }
+    }
+  }
+  ptrdiff_t rows() const { return static_cast<ptrdiff_t>(row.size()); }
+};
 
 // The weight gradients of one layer and direction from dA (R rows in the order `rows`; gate columns
 // [4][H_pad]).

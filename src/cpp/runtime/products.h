@@ -21,6 +21,7 @@ constexpr ptrdiff_t kPieceTransposed = 11 * kReductionColumns;  // columns of A
 
 template <class T>
 void gemm_in_pieces(const Kernels<T>& kernels, const Gemm<T>& g, Team& team) {
+  const ptrdiff_t b_panel = g.b_panel ? g.b_panel : g.K * kernels.panel;
   for (ptrdiff_t m = 0; m < g.M; m += kPieceRows) {
     for (ptrdiff_t k = 0; k < std::max<ptrdiff_t>(g.K, 1); k += kPieceDepth) {
       for (ptrdiff_t n = 0; n < g.N; n += kPieceColumns) {
@@ -31,12 +32,12 @@ void gemm_in_pieces(const Kernels<T>& kernels, const Gemm<T>& g, Team& team) {
                       .K = std::min(kPieceDepth, g.K - k),
                       .a = g.a + m * g.a_row + k,
                       .a_row = g.a_row,
-                      .b = g.b + n * g.K + k * kernels.panel,
+                      .b = g.b + n / kernels.panel * b_panel + k * kernels.panel,
                       .init = k > 0 ? c : init,
                       .init_row = k > 0 ? g.c_row : g.init_row,
                       .c = c,
                       .c_row = g.c_row,
-                      .b_panel = g.K * kernels.panel});
+                      .b_panel = b_panel});
         team.poll();
       }
     }
@@ -55,7 +56,7 @@ void gemm_share(const Kernels<T>& k, Gemm<T> g, Team& team) {
   } else {
     const Share columns = share_of(g.N, team.thread(), team.threads(), k.panel);
     g.N = columns.size();
-    g.b += columns.begin * g.K;
+    g.b += columns.begin / k.panel * (g.b_panel ? g.b_panel : g.K * k.panel);
     if (g.init) g.init += columns.begin;
     g.c += columns.begin;
   }
