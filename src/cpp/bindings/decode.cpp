@@ -1,5 +1,6 @@
 #include "bindings/objects.h"
 #include "decode/generate.h"
+#include "decode/language_model.h"
 
 namespace fusedlstm {
 namespace {
@@ -30,15 +31,14 @@ PyDecoder make_decoder(const PyPackedLSTM& lstm, const py::object& embedding_arg
   });
 }
 
-py::tuple generate(const PyDecoder& self, const py::object& prompts_arg, const py::object& lengths_arg,
-                   ptrdiff_t max_new_tokens, const py::object& seeds_arg, bool greedy, double temperature,
-                   int64_t top_k, double top_p, int32_t stop_token, const py::object& h0_arg,
-                   const py::object& c0_arg, const py::object& on_tokens) {
+py::tuple generate_tokens(const PyDecoder& self, const py::object& prompts_arg, const py::object& lengths_arg,
+                          ptrdiff_t max_new_tokens, const py::object& seeds_arg, bool greedy,
+                          double temperature, int64_t top_k, double top_p, int32_t stop_token,
+                          const py::object& h0_arg, const py::object& c0_arg, const py::object& on_tokens) {
   constexpr const char* function = "generate";
   return std::visit(
       [&](const auto& decoder) -> py::tuple {
-        using Decoder = std::remove_cvref_t<decltype(*decoder)>;
-        using T = std::remove_pointer_t<decltype(typename Decoder::Result{}.h)>;
+        using T = std::remove_cvref_t<decltype(*decoder->embedding())>;
         const LstmShape& shape = decoder->shape();
         const auto lengths = view<const int32_t>(lengths_arg, function, "prompt_lengths", {{"N"}});
         const ptrdiff_t N = lengths.size();
@@ -82,13 +82,27 @@ py::tuple generate(const PyDecoder& self, const py::object& prompts_arg, const p
         auto log_probabilities = new_array<T>({N, max_new_tokens});
         const std::vector<ptrdiff_t> state_shape{shape.num_layers, N, shape.hidden_size};
         auto h = new_array<T>(state_shape), c = new_array<T>(state_shape);
-        const typename Decoder::Request request{
-            N,          prompts.data, lengths.data,   h0.data, c0.data, {greedy, temperature, top_k, top_p},
-            seeds.data, stop_token,   max_new_tokens, callback};
-        const typename Decoder::Result result{tokens.mutable_data(), counts.mutable_data(),
-                                              log_probabilities.mutable_data(), h.mutable_data(),
-                                              c.mutable_data()};
-        without_gil([&] { decoder->generate(request, result, python_poll()); });
+        const GenerationRequest<T> request{
+            N, {greedy, temperature, top_k, top_p}, seeds.data, stop_token, max_new_tokens, callback};
+        without_gil([&] {
+          const Poll poll = python_poll();
+          LanguageModelRows<T> rows(*decoder, N);
+          Buffer<T> logits(N * decoder->vocabulary());
+          const ptrdiff_t L = shape.num_layers, H = shape.hidden_size;
+          Buffer<T> both(rows.state_size());
+          T *const h_n = h.mutable_data(), *const c_n = c.mutable_data();
+          const GenerationResult<T> result{
+              tokens.mutable_data(), counts.mutable_data(), log_probabilities.mutable_data(),
+              [&](ptrdiff_t b, ptrdiff_t row) {
+                rows.save(row, both.data());
+                for (ptrdiff_t layer = 0; layer < L; ++layer) {
+                  std::copy_n(both.data() + layer * H, H, h_n + (layer * N + b) * H);
+                  std::copy_n(both.data() + (L + layer) * H, H, c_n + (layer * N + b) * H);
+                }
+              }};
+          if (N > 0) rows.prefill(0, N, prompts.data, lengths.data, {h0.data, c0.data}, logits.data(), poll);
+          fusedlstm::generate<T>(rows, logits.data(), request, result, poll);
+        });
         return py::make_tuple(tokens, counts, log_probabilities, h, c);
       },
       self.decoder);
@@ -105,7 +119,7 @@ void bind_decode(py::module_& m) {
   decoder.def_property_readonly("nbytes", [](const PyDecoder& d) {
     return std::visit([](const auto& held) { return held->bytes(); }, d.decoder);
   });
-  decoder.def("generate", &generate, py::arg("prompts"), py::arg("prompt_lengths"), py::kw_only(),
+  decoder.def("generate", &generate_tokens, py::arg("prompts"), py::arg("prompt_lengths"), py::kw_only(),
               py::arg("max_new_tokens"), py::arg("seeds"), py::arg("greedy") = false,
               py::arg("temperature") = 1.0, py::arg("top_k") = 0, py::arg("top_p") = 1.0,
               py::arg("stop_token") = -1, py::arg("h0") = py::none(), py::arg("c0") = py::none(),
