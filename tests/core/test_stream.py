@@ -370,7 +370,7 @@ def busy_or_done(call):
     try:
         call()
     except RuntimeError as error:
-        return "in use by another thread" in str(error)
+        return "in use by another call" in str(error)
     return False
 
 
@@ -396,7 +396,7 @@ def test_one_call_at_a_time():
         "ids": lambda: stream.ids,
     }
     for name, call in calls.items():
-        with pytest.raises(RuntimeError, match=rf"^Stream\.{name}: the stream is in use by another thread$"):
+        with pytest.raises(RuntimeError, match=rf"^Stream\.{name}: the stream is in use by another call$"):
             call()
     thread.join()
     assert_same_bits(result[0], whole(m, x[None])[0][0])

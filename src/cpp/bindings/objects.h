@@ -35,13 +35,17 @@ struct PyPackedLSTM {
   }
 };
 
-// int8 weights take hidden states in steps of 1/127 of [-1, 1].
+// int8 weights take hidden states in steps of 1/127 of [-1, 1]. h0: `count` numbers, or null.
+template <class T>
+void check_hidden(const PackedWeights<T>& weights, const T* h0, ptrdiff_t count, const char* function) {
+  for (ptrdiff_t j = 0; weights.compute == Compute::kInt8 && h0 && j < count; ++j)
+    require(std::abs(h0[j]) <= 1, function,
+            "h0 must lie in [-1, 1] with int8 weights, got " + std::to_string(h0[j]) + " at position " +
+                std::to_string(j));
+}
 template <class T>
 void check_hidden(const PackedWeights<T>& weights, const View<const T>& h0, const char* function) {
-  for (ptrdiff_t j = 0; weights.compute == Compute::kInt8 && h0.data && j < h0.size(); ++j)
-    require(std::abs(h0.data[j]) <= 1, function,
-            "h0 must lie in [-1, 1] with int8 weights, got " + std::to_string(h0.data[j]) + " at position " +
-                std::to_string(j));
+  check_hidden(weights, h0.data, h0.data ? h0.size() : 0, function);
 }
 
 struct PyTape {

@@ -3,32 +3,12 @@
 #include <fusedlstm/stream.h>
 #include <pybind11/stl.h>
 
-#include <atomic>
 #include <optional>
 
 #include "bindings/objects.h"
 
 namespace fusedlstm {
 namespace {
-
-// One call at a time: whoever comes second is told so, and never waits.
-class Turn {
- public:
-  explicit Turn(std::atomic_flag& busy) : busy_(busy), mine_(!busy.test_and_set(std::memory_order_acquire)) {}
-  Turn(std::atomic_flag& busy, const char* function) : Turn(busy) {
-    if (!mine_) throw std::runtime_error(std::string(function) + ": the stream is in use by another thread");
-  }
-  ~Turn() {
-    if (mine_) busy_.clear(std::memory_order_release);
-  }
-  Turn(const Turn&) = delete;
-  Turn& operator=(const Turn&) = delete;
-  bool mine() const { return mine_; }
-
- private:
-  std::atomic_flag& busy_;
-  bool mine_;
-};
 
 // What Python's object, its capsules and its output arrays hold together.
 template <class T>
@@ -106,7 +86,7 @@ class TypedStream final : public PyStream {
   LstmShape shape() const override { return shared_->stream.shape(); }
   ptrdiff_t capacity() const override { return shared_->stream.capacity(); }
   py::tuple ids() const override {
-    const Turn turn(shared_->busy, "Stream.ids");
+    const Turn turn(shared_->busy, "Stream.ids", "stream");
     return py::tuple(py::cast(shared_->stream.ids()));
   }
   py::capsule capsule() const override {
@@ -120,36 +100,36 @@ class TypedStream final : public PyStream {
   }
 
   int64_t join(const py::object& state) override {
-    const Turn turn(shared_->busy, "Stream.join");
+    const Turn turn(shared_->busy, "Stream.join", "stream");
     return add_row("Stream.join", State(state, "Stream.join", shape()));
   }
   void leave(int64_t id) override {
-    const Turn turn(shared_->busy, "Stream.leave");
+    const Turn turn(shared_->busy, "Stream.leave", "stream");
     shared_->stream.leave(row_of(id, "Stream.leave"));
     rows_changed();
   }
   void reset(std::optional<int64_t> id) override {
-    const Turn turn(shared_->busy, "Stream.reset");
+    const Turn turn(shared_->busy, "Stream.reset", "stream");
     if (id) return shared_->stream.restore(row_of(id, "Stream.reset"), nullptr, nullptr);
     for (ptrdiff_t row = 0; row < shared_->stream.rows(); ++row)
       shared_->stream.restore(row, nullptr, nullptr);
   }
   py::tuple save(std::optional<int64_t> id) override {
-    const Turn turn(shared_->busy, "Stream.save");
+    const Turn turn(shared_->busy, "Stream.save", "stream");
     return save_row(row_of(id, "Stream.save"));
   }
   void restore(const py::object& state_arg, std::optional<int64_t> id) override {
-    const Turn turn(shared_->busy, "Stream.restore");
+    const Turn turn(shared_->busy, "Stream.restore", "stream");
     const State state(state_arg, "Stream.restore", shape());
     shared_->stream.restore(row_of(id, "Stream.restore"), state.h.data, state.c.data);
   }
   int64_t fork(int64_t id) override {
-    const Turn turn(shared_->busy, "Stream.fork");
+    const Turn turn(shared_->busy, "Stream.fork", "stream");
     return add_row("Stream.fork", State(save_row(row_of(id, "Stream.fork")), "Stream.fork", shape()));
   }
 
   PyObject* step(PyObject* x_arg) override {
-    const Turn turn(shared_->busy, "Stream.step");
+    const Turn turn(shared_->busy, "Stream.step", "stream");
     const ptrdiff_t rows = shared_->stream.rows();
     const auto* const a = py::detail::array_proxy(x_arg);
     constexpr int plain =
@@ -175,7 +155,7 @@ class TypedStream final : public PyStream {
   }
 
   py::array run(const py::object& block) override {
-    const Turn turn(shared_->busy, "Stream.run");
+    const Turn turn(shared_->busy, "Stream.run", "stream");
     Stream<T>& stream = shared_->stream;
     const ptrdiff_t rows = stream.rows();
     const bool one_row =

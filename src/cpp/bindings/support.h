@@ -1,6 +1,8 @@
 // What every binding needs: choosing the type, leaving the interpreter, memory that NumPy holds on to.
 #pragma once
 
+#include <atomic>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -100,9 +102,30 @@ py::array_t<T> new_array(const std::vector<ptrdiff_t>& shape) {
   return py::array_t<T>(shape, buffer->data() ? buffer->data() : &nothing, owner);
 }
 
+// One call at a time on an object: whoever comes second is told so, and never waits.
+class Turn {
+ public:
+  explicit Turn(std::atomic_flag& busy) : busy_(busy), mine_(!busy.test_and_set(std::memory_order_acquire)) {}
+  Turn(std::atomic_flag& busy, const char* function, const char* what) : Turn(busy) {
+    if (!mine_)
+      throw std::runtime_error(std::string(function) + ": the " + what + " is in use by another call");
+  }
+  ~Turn() {
+    if (mine_) busy_.clear(std::memory_order_release);
+  }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+  bool mine() const { return mine_; }
+
+ private:
+  std::atomic_flag& busy_;
+  bool mine_;
+};
+
 void bind_runtime(py::module_& m);
 void bind_lstm(py::module_& m);
 void bind_ops(py::module_& m);
+void bind_generation(py::module_& m);
 void bind_decode(py::module_& m);
 void bind_one_to_many(py::module_& m);
 void bind_stream(py::module_& m);

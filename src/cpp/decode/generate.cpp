@@ -1,68 +1,74 @@
 #include "decode/generate.h"
 
 #include <algorithm>
-#include <vector>
 
 namespace fusedlstm {
 
 template <class T>
-void generate(StepRows<T>& rows, T* logits, const GenerationRequest<T>& request,
+void generate(StepRows<T>& rows, const T* logits, const GenerationRequest<T>& request,
               const GenerationResult<T>& result, const Poll& poll) {
-  const ptrdiff_t N = request.N, V = rows.vocabulary(), most = request.max_new_tokens;
-  std::fill(result.tokens, result.tokens + N * most, -1);
-  std::fill(result.log_probability, result.log_probability + N * most, T(0));
-  std::fill(result.lengths, result.lengths + N, 0);
-  std::vector<ptrdiff_t> id;  // the sequence of every live row
-  for (ptrdiff_t b = 0; b < N; ++b) id.push_back(b);
-  const auto end = [&](size_t j) {
-    if (result.on_end) result.on_end(id[j], static_cast<ptrdiff_t>(j));
-  };
-  if (most == 0)
-    for (size_t j = 0; j < id.size(); ++j) end(j);
-  if (N == 0 || most == 0) return;
-  Sampler<T> sampler(rows.kernels(), V, request.sampling);
-  std::vector<int32_t> step_tokens(static_cast<size_t>(N)), token(static_cast<size_t>(N)), kept;
+  const SamplingOptions& options = *request.options;
+  const ptrdiff_t V = rows.vocabulary(), n = options.num_sequences, R = request.N * n,
+                  most = options.max_new_tokens, top = options.top_log_probabilities;
+  std::fill_n(result.tokens, R * most, -1);
+  std::fill_n(result.lengths, R, 0);
+  std::fill_n(result.log_probabilities, R * most, T(0));
+  std::fill_n(result.top_tokens, R * most * top, -1);
+  std::fill_n(result.top_log_probabilities, R * most * top, T(0));
+  std::fill_n(result.finish, R, Finish::kLength);
+  std::fill_n(result.behind, R, 0);
+  if (R == 0) return;
 
-  const auto sample = [&](ptrdiff_t step) {  // from the logits to the next token of every live row
+  std::vector<int32_t> prompt_of;
+  for (ptrdiff_t r = 0; r < R; ++r) prompt_of.push_back(static_cast<int32_t>(r / n));
+  if (n > 1) rows.gather(R, prompt_of.data());
+  if (most == 0) {
+    for (ptrdiff_t r = 0; r < R; ++r) rows.save(r, result.states + r * rows.state_size());
+    return;
+  }
+  GenerationPool<T> pool(rows);
+  const int32_t* prompt = request.prompts;
+  for (ptrdiff_t r = 0; r < R; ++r) {
+    const int32_t length = request.prompt_lengths[r / n];
+    std::copy_n(logits + r / n * V, V, pool.logits(r));
+    pool.add({r, request.options, request.seeds[r], {prompt, prompt + length}, length});
+    if (r % n == n - 1) prompt += length;
+  }
+  std::vector<int32_t> step_tokens(static_cast<size_t>(R));
+  const auto take = [&](ptrdiff_t step) {
+    pool.append();
     std::fill(step_tokens.begin(), step_tokens.end(), -1);
-    for (size_t j = 0; j < id.size(); ++j) {
-      const ptrdiff_t b = id[j];
-      const Choice<T> choice = sampler.choose(logits + static_cast<ptrdiff_t>(j) * V, request.seeds[b],
-                                              static_cast<uint32_t>(step));
-      token[j] = step_tokens[static_cast<size_t>(b)] = choice.token;
-      result.tokens[b * most + step] = choice.token;
-      result.log_probability[b * most + step] = choice.log_probability;
-      ++result.lengths[b];
+    for (ptrdiff_t j = 0; j < pool.count(); ++j) {
+      const Choice<T>& choice = pool.choices()[static_cast<size_t>(j)];
+      const ptrdiff_t r = pool.sequences()[static_cast<size_t>(j)].id, at = r * most + step;
+      step_tokens[static_cast<size_t>(r)] = result.tokens[at] = choice.token;
+      result.log_probabilities[at] = choice.log_probability;
+      std::copy(choice.top.begin(), choice.top.end(), result.top_tokens + at * top);
+      std::copy(choice.top_log_probability.begin(), choice.top_log_probability.end(),
+                result.top_log_probabilities + at * top);
+      ++result.lengths[r];
+      if (choice.finish == Finish::kNot) continue;
+      result.finish[r] = choice.finish;
+      result.behind[r] = choice.behind;
+      rows.save(j, result.states + r * rows.state_size());
     }
     if (request.on_tokens) request.on_tokens(step_tokens.data());
-    kept.clear();
-    for (size_t j = 0; j < id.size(); ++j) {
-      if (step + 1 == most || token[j] == request.stop_token)
-        end(j);
-      else
-        kept.push_back(static_cast<int32_t>(j));
-    }
-    if (kept.size() == id.size()) return;
-    for (size_t j = 0; j < kept.size(); ++j) {
-      id[j] = id[static_cast<size_t>(kept[j])];
-      token[j] = token[static_cast<size_t>(kept[j])];
-    }
-    id.resize(kept.size());
-    rows.gather(static_cast<ptrdiff_t>(kept.size()), kept.data());
+    pool.keep(pool.unfinished());
   };
   run_job(0, poll, [&](Team& team) {
     for (ptrdiff_t step = 0;; ++step) {
-      if (team.thread() == 0) sample(step);
+      pool.choose_share(team, request.hooks);
+      if (team.thread() == 0) take(step);
       team.barrier();
-      if (id.empty()) return;
-      rows.step_share(team, static_cast<ptrdiff_t>(id.size()), token.data(), logits);
+      if (pool.count() == 0) return;
+      pool.step_share(team);
     }
   });
 }
 
-template void generate(StepRows<float>&, float*, const GenerationRequest<float>&,
+template void generate(StepRows<float>&, const float*, const GenerationRequest<float>&,
                        const GenerationResult<float>&, const Poll&);
-template void generate(StepRows<double>&, double*, const GenerationRequest<double>&,
+template void generate(StepRows<double>&, const double*, const GenerationRequest<double>&,
                        const GenerationResult<double>&, const Poll&);
 
 }  // namespace fusedlstm

@@ -1,37 +1,40 @@
 // The generation loop over any model: first logits in, tokens out, in one call.
-// N sequences, V token ids.
+// N prompts, n sequences of each, R = N n; V token ids.
 #pragma once
 
 #include <functional>
 
-#include "decode/sampler.h"
-#include "decode/step_model.h"
+#include "decode/pool.h"
 
 namespace fusedlstm {
 
 template <class T>
 struct GenerationRequest {
   ptrdiff_t N;
-  Sampling sampling;
-  const uint64_t* seeds;  // (N)
-  int32_t stop_token;     // emitted, then its sequence ends; -1: none
-  ptrdiff_t max_new_tokens;
-  std::function<void(const int32_t*)>
-      on_tokens;  // (N) ids of one step, -1 for finished sequences; may be empty
+  const int32_t* prompts;  // what the model was fed, one prompt after the other
+  const int32_t* prompt_lengths;
+  std::shared_ptr<const SamplingOptions> options;  // R = N options->num_sequences
+  const uint64_t* seeds;                           // (R)
+  Hooks<T> hooks;
+  std::function<void(const int32_t*)> on_tokens;  // (R) ids of one step, -1 for ended sequences; may be null
 };
 
 template <class T>
 struct GenerationResult {
-  int32_t* tokens;                                   // (N, max_new_tokens), -1 past the end
-  int32_t* lengths;                                  // (N)
-  T* log_probability;                                // (N, max_new_tokens), 0 past the end
-  std::function<void(ptrdiff_t, ptrdiff_t)> on_end;  // (b, row): sequence b ends; its last token was not fed
+  int32_t* tokens;           // (R, max_new_tokens), -1 past the end
+  int32_t* lengths;          // (R)
+  T* log_probabilities;      // (R, max_new_tokens), 0 past the end
+  int32_t* top_tokens;       // (R, max_new_tokens, top_log_probabilities), -1 past the end
+  T* top_log_probabilities;  // the same, 0 past the end
+  Finish* finish;            // (R)
+  int32_t* behind;           // (R): bytes of the last token's text behind a stop string
+  T* states;                 // (R, state_size): before the sequence's last token was fed
 };
 
-// rows 0 .. N - 1 are the sequences and logits (N, V) what follows them; both are used up. A sequence that
-// ends gives its row to another one, so that ended sequences cost nothing.
+// rows 0 .. N - 1 are the prompts and logits (N, V) what follows them; the rows are used up. Sequence r
+// continues prompt r / n. One that ends gives its row up, so that it costs nothing.
 template <class T>
-void generate(StepRows<T>& rows, T* logits, const GenerationRequest<T>& request,
+void generate(StepRows<T>& rows, const T* logits, const GenerationRequest<T>& request,
               const GenerationResult<T>& result, const Poll& poll);
 
 }  // namespace fusedlstm
