@@ -375,5 +375,5 @@ def test_errors_of_values():
     with pytest.raises(ValueError, match="packed must have one direction"):
         replace(c, m=both).run()
     low = cases.model(3, 7, compute_dtype="bfloat16")
-    with pytest.raises(ValueError, match="packed must be packed for float32, got lower precision"):
+    with pytest.raises(ValueError, match="packed must be packed for the type of its parameters"):
         replace(c, m=low).run()

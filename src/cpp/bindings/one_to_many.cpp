@@ -1,9 +1,20 @@
 #include "decode/one_to_many.h"
 
+#include "bindings/generation.h"
 #include "bindings/objects.h"
 
 namespace fusedlstm {
 namespace {
+
+template <class T>
+void require_fits(const PackedWeights<T>& lstm, const PackedLinear<T>& output, const char* function) {
+  require(!lstm.shape.bidirectional, function, "packed must have one direction, got a bidirectional one");
+  require(lstm.compute == Compute::kFull, function,
+          "packed must be packed for the type of its parameters, got lower precision");
+  require(output.inputs == lstm.shape.hidden_size, function,
+          "output must take H=" + std::to_string(lstm.shape.hidden_size) + " inputs, got " +
+              std::to_string(output.inputs));
+}
 
 // What training and generation share: an LSTM, an output layer, the first input and the states.
 template <class T>
@@ -23,12 +34,7 @@ struct Arguments {
         I(lstm.shape.input_size),
         H(lstm.shape.hidden_size),
         O(output.outputs) {
-    require(!lstm.shape.bidirectional, function, "packed must have one direction, got a bidirectional one");
-    require(
-        lstm.compute == Compute::kFull, function,
-        std::string("packed must be packed for ") + type_name(packed.lstm.type) + ", got lower precision");
-    require(output.inputs == H, function,
-            "output must take H=" + std::to_string(H) + " inputs, got " + std::to_string(output.inputs));
+    require_fits(lstm, output, function);
     first = view<const T>(first_arg, function, "first", {{"N"}, {"I", I}});
     N = first.dim(0);
     state = {{"L", lstm.shape.num_layers}, {"N", N}, {"H", H}};
@@ -175,9 +181,64 @@ py::tuple bind_generate(const PyPackedLSTM& packed, const PyPackedLinear& output
   });
 }
 
+struct PyTokenDecoder {
+  EitherType<LanguageModelDecoder> decoder;
+};
+
+PyTokenDecoder make_decoder(const PyPackedLSTM& packed, const py::object& embedding_arg,
+                            const PyPackedLinear& output) {
+  constexpr const char* function = "OneToManyDecoder";
+  require_same_type(packed, output, function);
+  return with_type(packed.lstm.type, [&](auto zero) {
+    using T = decltype(zero);
+    const auto& lstm = packed.get<T>();
+    const auto& linear = output.get<T>();
+    require_fits(*lstm, *linear, function);
+    const auto embedding = view<const T>(embedding_arg, function, "embedding",
+                                         {{"V", linear->outputs}, {"I", lstm->shape.input_size}});
+    std::shared_ptr<const LanguageModelDecoder<T>> decoder;
+    without_gil([&] { decoder = std::make_shared<LanguageModelDecoder<T>>(lstm, embedding.data, linear); });
+    return PyTokenDecoder{decoder};
+  });
+}
+
+PyGeneration generate_tokens(const PyTokenDecoder& self, const py::object& first_arg,
+                             const std::shared_ptr<SamplingOptions>& options, const py::object& seeds,
+                             const py::object& h0_arg, const py::object& c0_arg, const py::object& inputs_arg,
+                             const py::object& on_tokens, const py::object& processor,
+                             const py::object& token_mask) {
+  constexpr const char* function = "OneToManyDecoder.generate";
+  return std::visit(
+      [&](const auto& decoder) {
+        using T = std::remove_cvref_t<decltype(*decoder->embedding())>;
+        const LstmShape& shape = decoder->shape();
+        const auto first = view<const T>(first_arg, function, "first", {{"N"}, {"I", shape.input_size}});
+        const ptrdiff_t N = first.dim(0);
+        const Dims state{{"L", shape.num_layers}, {"N", N}, {"H", shape.hidden_size}};
+        const auto h0 = optional_view<const T>(h0_arg, function, "h0", state);
+        const auto c0 = optional_view<const T>(c0_arg, function, "c0", state);
+        const auto inputs = optional_view<const int32_t>(inputs_arg, function, "inputs", {{"N", N}});
+        if (inputs.data) check_range(inputs, 0, decoder->vocabulary(), function, "inputs");
+        const std::vector<int32_t> seen(static_cast<size_t>(N), inputs.data ? 1 : 0);
+        LanguageModelRows<T> rows(*decoder, N * options->num_sequences);
+        return run_generation<T>(
+            function, rows, N, inputs.data, seen.data(), {options, seeds, on_tokens, processor, token_mask},
+            [&](T* logits, const Poll& poll) {
+              one_to_many_begin<T>(*decoder, N, first.data, {h0.data, c0.data}, rows, logits, poll);
+            });
+      },
+      self.decoder);
+}
+
 }  // namespace
 
 void bind_one_to_many(py::module_& m) {
+  py::class_<PyTokenDecoder> decoder(m, "OneToManyDecoder");
+  decoder.def(py::init(&make_decoder), py::arg("packed"), py::arg("embedding"), py::arg("output"));
+  decoder.def("generate", &generate_tokens, py::arg("first"), py::arg("options"), py::kw_only(),
+              py::arg("seeds"), py::arg("h0") = py::none(), py::arg("c0") = py::none(),
+              py::arg("inputs") = py::none(), py::arg("on_tokens") = py::none(),
+              py::arg("processor") = py::none(), py::arg("token_mask") = py::none());
   m.def("one_to_many", &bind_train, py::arg("packed"), py::arg("output"), py::arg("first"),
         py::arg("targets"), py::arg("h0") = py::none(), py::arg("c0") = py::none(),
         py::arg("lengths") = py::none(), py::kw_only(), py::arg("feedback"),

@@ -452,12 +452,29 @@ void one_to_many_generate(const std::shared_ptr<const PackedWeights<T>>& lstm, c
   });
 }
 
+template <class T>
+void one_to_many_begin(const LanguageModelDecoder<T>& model, ptrdiff_t N, const T* first,
+                       const LstmStates<T>& initial, StepRows<T>& rows, T* logits, const Poll& poll) {
+  const ptrdiff_t L = model.shape().num_layers, H = model.shape().hidden_size;
+  Buffer<T> states(2 * L * N * H), state(2 * L * H);  // h, then c
+  T* const c_n = states.data() + L * N * H;
+  lstm_forward<T>(model.lstm(), N, 1, nullptr, {.x = first}, initial, {nullptr, states.data(), c_n}, poll);
+  linear_forward<T>(model.output(), N, states.data() + (L - 1) * N * H, logits, poll);
+  for (ptrdiff_t n = 0; n < N; ++n) {
+    for (ptrdiff_t part = 0; part < 2 * L; ++part)
+      std::copy_n(states.data() + (part * N + n) * H, H, state.data() + part * H);
+    rows.load(n, state.data());
+  }
+}
+
 #define FUSEDLSTM_INSTANTIATE(T)                                                                             \
   template double one_to_many(const PackedWeights<T>&, const PackedLinear<T>&, const OneToManyRequest<T>&,   \
                               T*, const OneToManyGradients<T>*, const Poll&);                                \
   template void one_to_many_generate(const std::shared_ptr<const PackedWeights<T>>&, const PackedLinear<T>&, \
                                      ptrdiff_t, ptrdiff_t, const T*, const LstmStates<T>&, T*, T*, T*,       \
-                                     const Poll&);
+                                     const Poll&);                                                           \
+  template void one_to_many_begin(const LanguageModelDecoder<T>&, ptrdiff_t, const T*, const LstmStates<T>&, \
+                                  StepRows<T>&, T*, const Poll&);
 FUSEDLSTM_INSTANTIATE(float)
 FUSEDLSTM_INSTANTIATE(double)
 #undef FUSEDLSTM_INSTANTIATE

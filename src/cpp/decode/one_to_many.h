@@ -13,8 +13,7 @@
 // 2015.
 #pragma once
 
-#include "lstm/lstm.h"
-#include "ops/ops.h"
+#include "decode/language_model.h"
 
 namespace fusedlstm {
 
@@ -63,5 +62,11 @@ template <class T>
 void one_to_many_generate(const std::shared_ptr<const PackedWeights<T>>& lstm, const PackedLinear<T>& output,
                           ptrdiff_t N, ptrdiff_t steps, const T* first, const LstmStates<T>& initial, T* y,
                           T* h_n, T* c_n, const Poll& poll);
+
+// Rows 0 .. N - 1 of a generation of tokens after the first input, first (N, I); logits (N, V) of what
+// follows.
+template <class T>
+void one_to_many_begin(const LanguageModelDecoder<T>& model, ptrdiff_t N, const T* first,
+                       const LstmStates<T>& initial, StepRows<T>& rows, T* logits, const Poll& poll);
 
 }  // namespace fusedlstm
