@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fusedlstm import _core
 from fusedlstm.data import Vocabulary
 from fusedlstm.generation import Sampling
+from fusedlstm.generation.stream import cut
 from fusedlstm.io import FormatError, ModelSchema, Option, load_model, save_model
 from fusedlstm.nn import LSTM, Embedding, Linear, Module, derive_seed
 from fusedlstm.nn._checks import (
@@ -34,6 +35,9 @@ from fusedlstm.nn._checks import (
 from fusedlstm.nn.module import lay_out
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fusedlstm.generation.sampling import SamplingKeywords
     from fusedlstm.training import History, TeacherSchedule
 
 Float = NDArray[Any]
@@ -292,7 +296,7 @@ class OneToMany(Module):
             self.initial = kind(of, 2 * L * H, **seeds(_INITIAL))
             children["initial"] = self.initial
         children |= {"output": self.output, "lstm": self.lstm}
-        self._decoder: _core.LanguageModelDecoder | None = None
+        self._decoder: _core.OneToManyDecoder | None = None
         super().__init__(
             dtype, lay_out([("start", (sizes.inputs,))] if sizes.started else []), children=children
         )
@@ -633,7 +637,14 @@ class OneToMany(Module):
 
     # generation -----------------------------------------------------------------------------------------
 
-    def generate(self, x: Any, steps: int, *, stop: int | str | None = None, **sampling: Any) -> Any:
+    def generate(
+        self,
+        x: Any,
+        steps: int,
+        *,
+        stop: int | str | Sequence[int | str] | None = None,
+        **options: Unpack[SamplingKeywords],
+    ) -> Any:
         """The sequence that follows an input, or those of a batch of inputs.
 
         Parameters
@@ -642,10 +653,10 @@ class OneToMany(Module):
             As for `fit`, or one input without N: a token id, a vector (X,), or text.
         steps : int
             Values to generate, or the most tokens.
-        stop : int or str, optional
-            A token after which a sequence ends.
-        **sampling
-            For tokens, how each is chosen: temperature, top_k, top_p, greedy and seed of
+        stop : int, str or sequence of them, optional
+            Tokens after any of which a sequence ends. For longer strings there is ``stop_strings``.
+        **options
+            For tokens, how each is chosen: ``temperature``, ``top_k``, ``greedy``, ``seed`` and so on, see
             `fusedlstm.generation.Sampling`. Row b of a batch gets what it would get alone with seed
             ``seed + b``.
 
@@ -665,47 +676,43 @@ class OneToMany(Module):
         steps = integer(steps, "steps", 0)
         begin = self._begin(inputs)
         if self.embedding is None:
-            if sampling or stop is not None:
-                raise ValueError(f"{who}: stop and {[*sampling]} are for tokens, and this model has values")
+            if options or stop is not None:
+                given = ", ".join([*(["stop"] if stop is not None else []), *options])
+                raise ValueError(
+                    f"{who}: {given} cannot be given: it is for tokens, and this model has values"
+                )
             y, _, _ = _core.one_to_many_generate(
                 self.lstm.packed, self.output.packed, begin.first, steps, begin.h0, begin.c0
             )
             return y[0] if single else y
-        V = self._sizes.outputs
-        wanted = Sampling(max_new_tokens=steps, stop_token=self._stop_token(stop, who), **sampling)
-        prompts = np.full(len(inputs), V, np.int32) if begin.ids is None else begin.ids
-        tokens, lengths, *_ = self._token_decoder.generate(
-            prompts,
-            np.ones(len(inputs), np.int32),
-            seeds=wanted.seeds(len(inputs)),
+        stops = [] if stop is None else [stop] if isinstance(stop, int | str) else stop
+        sampling = Sampling(
+            max_new_tokens=steps, stop_tokens=[self._stop_token(token, who) for token in stops], **options
+        )
+        if self._decoder is None:
+            self._decoder = _core.OneToManyDecoder(
+                self.lstm.packed, self.embedding.weight, self.output.packed
+            )
+        made = self._decoder.generate(
+            begin.first,
+            sampling.core(None if self.vocabulary is None else self.vocabulary.texts),
+            seeds=sampling.seeds(len(inputs)),
             h0=begin.h0,
             c0=begin.c0,
-            **wanted.core(),
+            inputs=begin.ids,
         )
-        rows = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
-        found = rows if self.vocabulary is None else [self.vocabulary.decode(row) for row in rows]
-        return found[0] if single else found
+        rows: list[Any] = [row[:length] for row, length in zip(made.tokens, made.lengths, strict=True)]
+        if self.vocabulary is not None:
+            pairs = zip(rows, made.behind.tolist(), strict=True)
+            rows = [cut(self.vocabulary.decode(row), behind) for row, behind in pairs]
+        return rows[0] if single else rows
 
-    def _stop_token(self, stop: int | str | bytes | None, who: str) -> int:
-        if stop is None:
-            return -1
-        if not isinstance(stop, str | bytes):
+    def _stop_token(self, stop: int | str, who: str) -> int:
+        if not isinstance(stop, str):
             return integer(stop, "stop", 0, self._sizes.outputs - 1)
         if self.vocabulary is None:
             raise TypeError(f"{who}: stop can be text only for a model with a Vocabulary")
         return self._token(stop, who, "stop")
-
-    @property
-    def _token_decoder(self) -> _core.LanguageModelDecoder:
-        """The native generation loop of tokens; id V stands for the start."""
-        assert self.embedding is not None  # asked only by models of tokens
-        if self._decoder is None:
-            start = np.zeros((1, self._sizes.inputs), self.dtype)
-            if self._sizes.started:
-                start[0] = self._view(self._parameters, "start")
-            table = np.concatenate([self.embedding.weight, start])
-            self._decoder = _core.LanguageModelDecoder(self.lstm.packed, table, self.output.packed)
-        return self._decoder
 
     # files ----------------------------------------------------------------------------------------------
 
