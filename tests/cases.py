@@ -146,3 +146,18 @@ def dropout_masks(m: Model, N, T, rate, seed, lengths=None) -> list[np.ndarray]:
         y = _core.lstm_forward_tape(probe.packed, x, None, None, lengths, dropout=rate, seed=seed)[0]
         masks.append((np.abs(y) > 1e-3).astype(np.float64))
     return masks
+
+
+def central_differences(array, function):
+    """d function() / d array, element by element, changing array in place."""
+    step = 1e-5
+    gradient = np.zeros_like(array)
+    for index in np.ndindex(*array.shape):
+        here = array[index]
+        array[index] = here + step
+        above = function()
+        array[index] = here - step
+        below = function()
+        array[index] = here
+        gradient[index] = (above - below) / (2 * step)
+    return gradient

@@ -21,6 +21,8 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "int8 forward": (5e-2, 0.0, "weights and inputs in 127 steps of their largest; 12 steps, two layers"),
     "torch forward": (1e-6, 3e-15, "both sides round"),
     "torch backward": (5e-6, 8e-15, "both sides round"),
+    "one-to-many forward": (2e-6, 5e-15, "as lstm forward, and outputs are fed back over some steps"),
+    "one-to-many backward": (1e-6, 2e-15, "as lstm backward, and through the feedback"),
     "golden": (0.0, 3e-15, "float64 PyTorch against the float64 specification: summation order only"),
     "finite differences": (0.0, 1.5e-9, "step 1e-5: truncation about 1e-10, cancellation eps / step = 2e-11"),
     "linear": (2e-6, 5e-15, "rounding of sums of at most 300 terms"),

@@ -3,11 +3,10 @@
 import cases
 import numpy as np
 import pytest
+from cases import central_differences
 from tolerances import assert_close
 
 from fusedlstm import _core
-
-STEP = 1e-5
 
 
 def loss(m, b, **options):
@@ -15,20 +14,6 @@ def loss(m, b, **options):
     m = m.repack()
     y, h_n, c_n, _ = _core.lstm_forward_tape(m.packed, b.x, b.h0, b.c0, b.lengths, **options)
     return float((y * b.dy).sum() + (h_n * b.dh_n).sum() + (c_n * b.dc_n).sum())
-
-
-def central_differences(array, function):
-    """d function() / d array, element by element, changing array in place."""
-    gradient = np.zeros_like(array)
-    for index in np.ndindex(*array.shape):
-        here = array[index]
-        array[index] = here + STEP
-        above = function()
-        array[index] = here - STEP
-        below = function()
-        array[index] = here
-        gradient[index] = (above - below) / (2 * STEP)
-    return gradient
 
 
 @pytest.mark.parametrize("L", [1, 2])

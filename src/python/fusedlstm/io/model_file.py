@@ -93,8 +93,8 @@ class ModelSchema:
         tokenizers, yields name and shape of every tensor. It must be a generator:
         reading stops at the first tensor that the file does not have, so a wrong count of layers costs
         nothing.
-    vocabulary : bool
-        Whether the model has a vocabulary.
+    vocabulary : bool or None
+        Whether the model has a vocabulary; None: it may have one.
     pair : bool
         Whether the vocabulary is a `TokenizerPair` instead of a `Vocabulary`.
 
@@ -113,7 +113,7 @@ class ModelSchema:
     model: str
     options: Mapping[str, Option]
     shapes: Callable[[Mapping[str, Any], Any], Shapes]
-    vocabulary: bool = True
+    vocabulary: bool | None = True
     pair: bool = False
 
     def check(self, config: object) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class ModelSchema:
         specs: Mapping[str, tuple[str, tuple[int, ...]]],
     ) -> None:
         """Raise ``FormatError`` unless names, dtypes and shapes of the tensors follow from the rest."""
-        if (vocabulary is not None) != self.vocabulary:
+        if self.vocabulary is not None and (vocabulary is not None) != self.vocabulary:
             raise FormatError(f"vocabulary: a {self.model} {'needs one' if self.vocabulary else 'has none'}")
         dtype = config["dtype"]
         expected = set()
@@ -289,11 +289,12 @@ def _metadata(
         raise FormatError(f"version must be {VERSION!r}, got {reprlib.repr(metadata.get('version'))}")
     if metadata.get("model") != schema.model:
         raise FormatError(f"model must be {schema.model!r}, got {reprlib.repr(metadata.get('model'))}")
-    wanted = {"format", "version", "model", "config"} | ({"vocabulary"} if schema.vocabulary else set())
+    has_vocabulary = "vocabulary" in metadata if schema.vocabulary is None else schema.vocabulary
+    wanted = {"format", "version", "model", "config"} | ({"vocabulary"} if has_vocabulary else set())
     if set(metadata) != wanted:
         raise FormatError(f"metadata must have {sorted(wanted)}, got {reprlib.repr(sorted(metadata))}")
     config = schema.check(parse_json(metadata["config"], "config"))
-    if not schema.vocabulary:
+    if not has_vocabulary:
         return config, None
     try:
         read = TokenizerPair.from_dict if schema.pair else Vocabulary.from_dict
