@@ -1,8 +1,12 @@
-"""``python -m benchmarks [name …] [--quick] [--threads 1 2] [--json FILE] [--table FILE] [--plot FILE]``"""
+"""Times fusedlstm beside its peers; docs/benchmarks.md says how, and what the columns mean.
+
+``targets`` measures what the table of targets needs, and writes that table.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shlex
@@ -13,127 +17,169 @@ from pathlib import Path
 from typing import Any
 
 NAMES = [
+    "ceilings",
     "layer_inference",
     "layer_training",
-    "ragged",
     "low_precision",
+    "ragged",
     "language_model_step",
     "generation",
     "streaming",
+    "threads",
     "growth",
     "memory",
     "import_time",
+    "torch_compile",
 ]
-PEERS = ["torch", "onnxruntime", "openvino", "jax"]
+OF_TARGETS = [
+    "ceilings",
+    "layer_training",
+    "layer_inference",
+    "low_precision",
+    "streaming",
+    "language_model_step",
+    "ragged",
+    "threads",
+    "growth",
+]
+PEERS = ["torch", "onnxruntime", "openvino", "jax", "onednn", "libxsmm"]
 AVX2 = {  # read when the libraries are loaded
     "FUSEDLSTM_ISA": "avx2",
     "ATEN_CPU_CAPABILITY": "avx2",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",  # also read by the oneDNN that is part of torch and of OpenVINO
     "DNNL_MAX_CPU_ISA": "AVX2",
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
 }
+SAME = ["cpu", "cpus", "isa", "quick"]  # what all records of one file have in common
 
 
-def in_child(threads: int, json_path: str) -> dict[str, Any]:
-    """The same command for one number of threads, in a process of its own; its JSON."""
-    argv = [*sys.argv[1:], "--threads", str(threads), "--json", json_path, "--child"]
-    subprocess.run([sys.executable, "-m", "benchmarks", *argv], check=True)
-    contents: dict[str, Any] = json.loads(Path(json_path).read_text())
-    return contents
-
-
-def measure(names: list[str], threads: int, quick: bool, peer_names: list[str] | None) -> dict[str, Any]:
-    """Every record for one number of threads; the process may then use that many CPUs only."""
-    if hasattr(os, "sched_setaffinity"):  # before the import: JAX sizes its pool by it
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    from . import (
-        generation,
-        growth,
-        harness,
-        import_time,
-        language_model_step,
-        layer_inference,
-        layer_training,
-        low_precision,
-        memory,
-        peers,
-        ragged,
-        streaming,
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", metavar="name", help=f"targets, or of {', '.join(NAMES)} (default: all of these)"
     )
+    parser.add_argument("--quick", action="store_true", help="few shapes and repetitions: shows that it runs")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="thread counts to measure with")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, help="these only (default: all)")
+    parser.add_argument(
+        "--isa", choices=["avx2"], help="limit all to it; peers that cannot be limited are left out"
+    )
+    parser.add_argument(
+        "--real-shapes",
+        type=Path,
+        metavar="FILE",
+        help="also these layers: a JSON list of objects name, N, T, I, H, layers, mode ('infer' or 'train')",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write all records there; what the file holds already is not measured again",
+    )
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write a Markdown table there")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (PNG) there")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.names) - {*NAMES, "targets"})
+    if unknown:
+        parser.error(f"unknown benchmark {', '.join(unknown)}; there are targets, {', '.join(NAMES)}")
+    cpus = len(available_cpus())
+    if not all(1 <= threads <= cpus for threads in arguments.threads):
+        parser.error(f"--threads: from 1 to the {cpus} CPUs of this process, got {arguments.threads}")
+    return arguments
 
-    skipped = peers.choose(peer_names)
+
+def available_cpus() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def names_of(arguments: argparse.Namespace) -> list[str]:
+    wanted = set(arguments.names or NAMES)
+    if "targets" in wanted:
+        wanted.update(OF_TARGETS)
+    return [name for name in NAMES if name in wanted]
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Every record for one number of threads, into the file; the process may then use that many CPUs only."""
+    threads, path = arguments.threads[0], arguments.json
+    cpus = available_cpus()
+    if hasattr(os, "sched_setaffinity"):  # before the import: JAX sizes its pool by it
+        os.sched_setaffinity(0, cpus[:threads])
+    from . import harness, peers, shapes
+
+    skipped = peers.choose(arguments.peers)
     for name, reason in skipped.items():
         print(f"skipped: {name} ({reason})", flush=True)
     print("peers:", ", ".join(f"{name} {version}" for name, version in peers.versions().items()), flush=True)
-    modules = {
-        "layer_inference": layer_inference,
-        "layer_training": layer_training,
-        "ragged": ragged,
-        "low_precision": low_precision,
-        "language_model_step": language_model_step,
-        "generation": generation,
-        "streaming": streaming,
-        "growth": growth,
-        "memory": memory,
+    machine = harness.machine() | {
+        "peers": peers.versions(),
+        "skipped": skipped,
+        "cpus": len(cpus),
+        "quick": arguments.quick,
     }
-    records = []
-    for name in names:
-        if name == "import_time":
-            for record in import_time.measure(3 if quick else 11):
-                records.append(record | {"threads": threads})
-                milliseconds = 1e3 * record["seconds"]["median"]
-                print(f"{record['case']:<36} {milliseconds:8.1f} ms beyond numpy", flush=True)
-            continue
-        for record in modules[name].run(threads, quick):
-            records.append(record)
+    contents: dict[str, Any] = {"machine": machine, "records": []}
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        for key in SAME:
+            if earlier["machine"][key] != machine[key]:
+                sys.exit(
+                    f"{path} has {key} {earlier['machine'][key]!r}, this run {machine[key]!r}: use another file"
+                )
+        contents["records"] = earlier["records"]
+    plan = harness.Plan(
+        threads,
+        arguments.quick,
+        shapes.read_real_shapes(arguments.real_shapes) if arguments.real_shapes else {},
+        frozenset((r["benchmark"], r["case"]) for r in contents["records"] if r["threads"] == threads),
+    )
+    for name in names_of(arguments):
+        for record in importlib.import_module(f".{name}", __package__).run(plan):
+            record |= {"threads": threads, "commit": machine["commit"], "time": harness.now()}
+            contents["records"].append(record)
+            harness.write_json(path, contents)
             print(harness.line_of(record), flush=True)
-    machine = harness.machine() | {"peers": peers.versions(), "skipped": skipped}
-    return {"machine": machine, "records": records}
+    harness.write_json(path, contents)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(NAMES)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="few shapes and repetitions: shows that it runs")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="thread counts to measure with")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, help="layers of these only (default: all)")
-    parser.add_argument(
-        "--isa", choices=["avx2"], help="limit fusedlstm and torch to it (layers: --peers torch)"
-    )
-    parser.add_argument("--json", metavar="FILE", help="write all records there")
-    parser.add_argument("--table", metavar="FILE", help="write a Markdown table there")
-    parser.add_argument("--plot", metavar="FILE", help="write a picture (PNG) there")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    unknown = sorted(set(arguments.names) - set(NAMES))
-    if unknown:
-        parser.error(f"unknown benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not all(1 <= threads <= cpus for threads in arguments.threads):
-        parser.error(f"--threads: from 1 to the {cpus} CPUs of this process, got {arguments.threads}")
-    if arguments.isa and arguments.peers != ["torch"]:
-        parser.error("--isa needs --peers torch: the others have no such setting that holds for all of them")
+    arguments = parse()
     if arguments.isa:
         os.environ.update(AVX2)
-
     if arguments.child:
-        names = arguments.names or NAMES
-        contents = measure(names, arguments.threads[0], arguments.quick, arguments.peers)
-        Path(arguments.json).write_text(json.dumps(contents))
+        measure(arguments)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        parts = [in_child(threads, str(Path(folder) / f"{threads}.json")) for threads in arguments.threads]
-    machine = parts[0]["machine"] | {"command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])}
-    machine["cpus"] = cpus
-    records = [record for part in parts for record in part["records"]]
-    from . import harness, report
+        path = arguments.json or Path(folder) / "records.json"
+        for threads in arguments.threads:
+            # the last of an option counts
+            child = [*sys.argv[1:], "--threads", str(threads), "--json", str(path), "--child"]
+            subprocess.run([sys.executable, "-m", "benchmarks", *child], check=True)
+        contents = json.loads(path.read_text())
+    from . import harness, report, targets
 
+    machine, records = contents["machine"], contents["records"]
+    machine["command"] = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    text = report.head(machine, records)
+    if "targets" in arguments.names:
+        results = targets.results(records, machine)
+        text += targets.table(results) + "\n"
+        contents["targets"] = [vars(result) for result in results]
+        print("\n" + targets.table(results))
+    text += report.table(records)
     if arguments.json:
-        harness.write_json(arguments.json, {"machine": machine, "records": records})
+        harness.write_json(arguments.json, contents)
     if arguments.table:
-        Path(arguments.table).write_text(report.table(records, machine))
+        arguments.table.write_text(text)
     if arguments.plot:
-        report.plot(records, arguments.plot)
+        arguments.plot.parent.mkdir(parents=True, exist_ok=True)
+        if "targets" in arguments.names:
+            targets.plot(results, arguments.plot)
+        else:
+            report.plot(records, arguments.plot)
     return 0
 
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 import torch
 
-from .harness import Record, alternate, use_threads
+from .harness import Plan, Record, alternate, use_threads
 from .language_model import CHARACTERS, LAYERS, TorchLanguageModel, pair
 
+BENCHMARK = "generation"
 PROMPT = "To be,"
 
 
@@ -30,28 +31,30 @@ def torch_generate(model: TorchLanguageModel, prompt: str, tokens: int, greedy: 
     return CHARACTERS.vocabulary.decode(generated)
 
 
-def run(threads: int, quick: bool) -> Iterator[Record]:
-    use_threads(threads)
+def run(plan: Plan) -> Iterator[Record]:
+    use_threads(plan.threads)
     ours, peer = pair()
-    tokens = 64 if quick else 256
+    tokens = 64 if plan.quick else 256
     text = ours.generate(PROMPT, max_new_tokens=tokens, greedy=True)
     peer_text = torch_generate(peer, PROMPT, tokens, greedy=True)
     if text != peer_text:
         raise AssertionError(f"greedy text differs: {text!r}, torch {peer_text!r}")
     for dtype, greedy in [("float32", True), ("float32", False), ("bfloat16", True), ("int8", True)]:
+        kind = ("greedy" if greedy else "sampled") + ("" if dtype == "float32" else f" {dtype}")
+        case = f"{LAYERS}x{CHARACTERS.hidden} N=1 {kind}"
+        if not plan.wants(BENCHMARK, case):
+            continue
         ours.lstm.compute_dtype = dtype
         record = alternate(
             lambda greedy=greedy: ours.generate(PROMPT, max_new_tokens=tokens, greedy=greedy),
             lambda greedy=greedy: torch_generate(peer, PROMPT, tokens, greedy),
-            repetitions=3 if quick else 11,
+            repetitions=3 if plan.quick else 11,
         )
-        kind = ("greedy" if greedy else "sampled") + ("" if dtype == "float32" else f" {dtype}")
         record |= {
-            "benchmark": "generation",
-            "case": f"{LAYERS}x{CHARACTERS.hidden} N=1 {kind}",
+            "benchmark": BENCHMARK,
+            "case": case,
             "shape": {"N": 1, "new": tokens, "H": CHARACTERS.hidden, "L": LAYERS, "dtype": dtype},
             "peer": "torch",
-            "threads": threads,
         }
         for side in ("ours", "peer"):
             record[f"{side}_tokens_per_second"] = tokens / record[f"{side}_seconds"]["median"]

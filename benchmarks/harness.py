@@ -7,32 +7,50 @@ medians and quartiles, and the machine, commit, instruction set, threads and sha
 
 from __future__ import annotations
 
-import atexit
 import functools
+import hashlib
 import json
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import fusedlstm
+from fusedlstm import _core
+
+from .shapes import Shape
 
 Record = dict[str, Any]
 
 SETTLE = 0.01  # seconds before a sample: the threads of the side before may still spin in wait for more work
 ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "benchmarks"  # programs that were compiled for this machine
 SHORTEST_SAMPLE = (
     0.01  # seconds; shorter calls are repeated within one sample, far above the clock's resolution
 )
+LONGEST_CASE = 60.0  # seconds for all samples of a case: the slowest contestants get fewer, at least 5
+LIMITED = os.environ.get("FUSEDLSTM_ISA") == "avx2"  # then the ceilings are those of AVX2 too
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one child process is to measure."""
+
+    threads: int
+    quick: bool = False
+    real_shapes: Mapping[str, list[Shape]] = field(default_factory=dict)  # by "infer", "train"
+    measured: frozenset[tuple[str, str]] = frozenset()  # benchmark and case of earlier runs
+
+    def wants(self, benchmark: str, case: str) -> bool:
+        return (benchmark, case) not in self.measured
 
 
 def use_threads(threads: int) -> None:
@@ -75,29 +93,28 @@ def _summary(samples: list[float]) -> Record:
     return {"median": median, "lower_quartile": lower, "upper_quartile": upper, "samples": len(samples)}
 
 
-def alternate(
-    ours: Callable[[], object], peer: Callable[[], object], *, repetitions: int = 15, warm_up: int = 2
-) -> Record:
+def alternate(ours: Callable[[], object], peer: Callable[[], object], *, repetitions: int = 15) -> Record:
     """Seconds per call of both, measured in turn; see `alternate_all`."""
-    return alternate_all(ours, {"peer": peer}, repetitions=repetitions, warm_up=warm_up)["peer"]
+    return alternate_all(ours, {"peer": peer}, repetitions=repetitions)["peer"]
 
 
 def alternate_all(
-    ours: Callable[[], object],
-    peers: Mapping[str, Callable[[], object]],
-    *,
-    repetitions: int = 15,
-    warm_up: int = 2,
+    ours: Callable[[], object], peers: Mapping[str, Callable[[], object]], *, repetitions: int = 15
 ) -> dict[str, Record]:
     """Seconds per call, all measured in turn, by peer: ``ratio`` > 1 means that fusedlstm is faster.
 
     ``ratio`` is the ratio of the medians; its quartiles are those of the ratios of neighbouring samples.
     """
     works = [ours, *peers.values()]
-    for _ in range(warm_up):
+    for work in works:
+        work()
+    start = time.perf_counter()
+    calls = [_calls_per_sample(work) for work in works]
+    round_seconds = time.perf_counter() - start
+    if round_seconds < 1:  # else this was warm-up enough
         for work in works:
             work()
-    calls = [_calls_per_sample(work) for work in works]
+    repetitions = min(repetitions, max(5, int(LONGEST_CASE / round_seconds)))
     rounds = [
         [_sample(work, count) for work, count in zip(works, calls, strict=True)] for _ in range(repetitions)
     ]
@@ -117,14 +134,23 @@ def alternate_all(
     return records
 
 
-def add_rates(record: Record, flops: float, threads: int) -> Record:
-    """GF/s of both sides and, where a C++ compiler is at hand, the fraction of the measured FMA peak."""
-    peak = fma_peak(threads)
+# The instructions that a type's products may use, best first; `float32` ones where there are no others.
+INSTRUCTIONS = {
+    "float32": ["fma32"],
+    "float64": ["fma64"],
+    "bfloat16": ["amx_bf16", "avx512_bf16", "fma32"],
+    "int8": ["avx512_vnni", "fma32"],
+}
+
+
+def add_rates(record: Record, flops: float, threads: int, dtype: str = "float32") -> Record:
+    """GF/s of both sides and, where a C++ compiler is at hand, the fraction of the measured peak."""
+    best = peak(dtype, threads)
+    record["peak_instructions"], record["peak_gflops"] = best if best is not None else (None, None)
     for side in ("ours", "peer"):
         record[f"{side}_gflops"] = flops / record[f"{side}_seconds"]["median"] * 1e-9
-        if peak is not None:
-            record[f"{side}_fraction_of_peak"] = record[f"{side}_gflops"] / peak
-    record["fma_peak_gflops"] = peak
+        if best is not None:
+            record[f"{side}_fraction_of_peak"] = record[f"{side}_gflops"] / best[1]
     return record
 
 
@@ -139,44 +165,66 @@ def add_bandwidth(record: Record, weight_bytes: int, steps: int, threads: int) -
     return record
 
 
-def fma_peak(threads: int) -> float | None:
-    """GF/s of register-only float32 multiply-adds on ``threads`` cores, or None without a C++ compiler.
+def peak(dtype: str, threads: int) -> tuple[str, float] | None:
+    """The best instructions there are for products of a type, and their GF/s; None without a C++ compiler."""
+    for instructions in INSTRUCTIONS[dtype]:
+        rate = peak_of(instructions, threads)
+        if rate is not None:
+            return instructions, rate
+    return None
+
+
+def peak_of(instructions: str, threads: int) -> float | None:
+    """GF/s of register-only products on ``threads`` cores; None if the machine has no such instructions.
 
     Measured once per process and number of threads, like `read_bandwidth`.
     """
-    return _native("native/fma_peak.cpp", str(threads), "f32")
+    if LIMITED and not instructions.startswith("fma"):
+        return None
+    return _native("native/peak.cpp", str(threads), instructions)
 
 
 def read_bandwidth(threads: int, bytes_per_thread: int) -> float | None:
     """GB/s that ``threads`` cores read together, each from its own buffer of that size; None as above."""
-    return _native("native/ceilings.cpp", str(threads), str(bytes_per_thread))
+    return _native("native/read_bandwidth.cpp", str(threads), str(max(bytes_per_thread, 512)))
 
 
 @functools.cache
 def _native(source: str, *arguments: str) -> float | None:
-    program = _compiled(source)
+    program = compiled(source)
     if program is None:
         return None
     run = subprocess.run([program, *arguments], check=True, capture_output=True, text=True)
-    return float(run.stdout)
+    return None if run.stdout.strip() == "absent" else float(run.stdout)
 
 
 @functools.cache
-def _compiled(source: str) -> str | None:
-    flags = ["-O3", "-march=native", "-ffp-contract=fast", "-pthread"]
+def compiled(source: str, *flags: str) -> str | None:
+    """The program or, with ``-shared`` among the flags, the library built from a file of this folder.
+
+    None where that fails; the reason is printed.
+    """
+    path = Path(__file__).parent / source
+    command = [os.environ.get("CXX", "c++"), "-std=c++20", "-O3", "-ffp-contract=fast", "-pthread"]
     if platform.machine() == "x86_64":
-        flags.append("-mprefer-vector-width=512")
-    folder = tempfile.mkdtemp(prefix="fusedlstm-benchmarks-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    program = str(Path(folder) / Path(source).stem)
-    command = [os.environ.get("CXX", "c++"), *flags, str(Path(__file__).parent / source), "-o", program]
+        command += ["-march=haswell"] if LIMITED else ["-march=native", "-mprefer-vector-width=512"]
+    else:
+        command += ["-march=native"]
+    command += [str(path), *flags]
+    key = hashlib.sha256("\0".join([_cpu_name(), path.read_text(), *command]).encode()).hexdigest()[:12]
+    program = BUILD / f"{path.stem}-{key}"
+    if program.exists():
+        return str(program)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    unfinished = program.with_suffix(f".{os.getpid()}")
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        subprocess.run([*command, "-o", str(unfinished)], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", None) or error
-        print(f"no ceiling from {source}: {reason}", file=sys.stderr)
+        reason = (getattr(error, "stderr", None) or str(error)).strip()
+        print(f"not built: {source}: {reason.splitlines()[0]}", file=sys.stderr)
         return None
-    return program
+    unfinished.replace(program)
+    return str(program)
 
 
 def machine() -> Record:
@@ -191,7 +239,7 @@ def machine() -> Record:
 
     torch = sys.modules.get("torch")
     return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "time": now(),
         "commit": git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
         "cpu": _cpu_name(),
@@ -202,7 +250,12 @@ def machine() -> Record:
         "torch": torch.__version__ if torch is not None else None,
         "fusedlstm": fusedlstm.__version__,
         "isa": fusedlstm.isa(),
+        "cpu_features": _core.cpu_info()["features"],
     }
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _cpu_name() -> str:
@@ -218,6 +271,11 @@ def _cpu_name() -> str:
 def line_of(record: Record) -> str:
     """One line for the terminal."""
     head = f"{record['benchmark']:<22} {record['case']:<26} threads {record['threads']}"
+    if "ceiling" in record:
+        value = record["ceiling"]
+        return f"{head}  " + ("not on this machine" if value is None else f"{value:.1f} {record['unit']}")
+    if "seconds" in record:
+        return f"{head}  {1e3 * record['seconds']['median']:.1f} ms beyond numpy"
     if "largest_residual" in record:
         return f"{head}  line through the times: largest residual {record['largest_residual']:.1%}"
     if "added_bytes" in record:
@@ -252,5 +310,8 @@ def _duration(seconds: float) -> str:
     return f"{seconds * 1e9:7.0f} ns"
 
 
-def write_json(path: str, contents: Record) -> None:
-    Path(path).write_text(json.dumps(contents, indent=2) + "\n")
+def write_json(path: Path, contents: Record) -> None:
+    """All or nothing: a run may be stopped at any time and go on from the file."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(json.dumps(contents, indent=1) + "\n")
+    unfinished.replace(path)

@@ -6,7 +6,12 @@ import importlib.util
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
+
+from .harness import Plan
+
+BENCHMARK = "import time"
 
 PROGRAM = """
 import time
@@ -27,6 +32,11 @@ def seconds_for(statement: str) -> float:
     return float(run.stdout)
 
 
+def run(plan: Plan) -> Iterator[dict[str, Any]]:
+    if plan.wants(BENCHMARK, "import fusedlstm"):
+        yield from measure(3 if plan.quick else 11)
+
+
 def measure(repetitions: int = 11) -> list[dict[str, Any]]:
     # The package loads its parts when they are first used: the second statement pays for all of them.
     statements = ["import fusedlstm", "from fusedlstm import LanguageModel"]
@@ -42,7 +52,7 @@ def measure(repetitions: int = 11) -> list[dict[str, Any]]:
         lower, median, upper = statistics.quantiles(seconds[statement], n=4, method="inclusive")
         records.append(
             {
-                "benchmark": "import time",
+                "benchmark": BENCHMARK,
                 "case": statement,
                 "seconds": {
                     "median": median,

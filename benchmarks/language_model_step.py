@@ -18,10 +18,11 @@ import torch
 from fusedlstm import LanguageModel, _core
 from fusedlstm.training import Adam
 
-from .harness import Record, add_rates, alternate, use_threads
+from .harness import Plan, Record, add_rates, alternate, use_threads
 from .language_model import CHARACTERS, LAYERS, WORDS, Size, TorchLanguageModel, pair
-from .shapes import forward_flops
+from .shapes import Shape
 
+BENCHMARK = "language model step"
 CLIP, LEARNING_RATE = 5.0, 1e-3
 STEPS_COMPARED = 5
 LOSS_BOUNDS = {  # rounding differs and Adam's first steps amplify it; seen in float32: about 1e-6
@@ -115,14 +116,16 @@ def parts(
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def run(threads: int, quick: bool) -> Iterator[Record]:
+def run(plan: Plan) -> Iterator[Record]:
     for size in (CHARACTERS, WORDS):
         for dtype in ("float32", "bfloat16"):
-            yield measure(size, dtype, threads, quick)
+            case = size.case + ("" if dtype == "float32" else " bf16")
+            if plan.wants(BENCHMARK, case):
+                yield measure(size, dtype, plan) | {"case": case}
 
 
-def measure(size: Size, dtype: str, threads: int, quick: bool) -> Record:
-    use_threads(threads)
+def measure(size: Size, dtype: str, plan: Plan) -> Record:
+    use_threads(plan.threads)
     ours, peer = pair(size, None if dtype == "float32" else dtype)
     our_step, peer_step = our_training(ours, size.batch), peer_training(peer, size, dtype == "bfloat16")
     random = np.random.default_rng(0)
@@ -134,7 +137,7 @@ def measure(size: Size, dtype: str, threads: int, quick: bool) -> Record:
     peer_targets = torch.from_numpy(targets.astype(np.int64))
 
     difference = 0.0
-    for k in range(2 if quick else STEPS_COMPARED):
+    for k in range(2 if plan.quick else STEPS_COMPARED):
         loss, peer_loss = our_step(inputs[k], targets[k]), peer_step(peer_inputs[k], peer_targets[k])
         difference = max(difference, abs(loss - peer_loss) / peer_loss)
         if not difference <= LOSS_BOUNDS[dtype]:
@@ -142,12 +145,10 @@ def measure(size: Size, dtype: str, threads: int, quick: bool) -> Record:
     record = alternate(
         lambda: our_step(inputs[0], targets[0]),
         lambda: peer_step(peer_inputs[0], peer_targets[0]),
-        repetitions=2 if quick else 9,
-        warm_up=1,
+        repetitions=2 if plan.quick else 9,
     )
     record |= {
-        "benchmark": "language model step",
-        "case": size.case + ("" if dtype == "float32" else " bf16"),
+        "benchmark": BENCHMARK,
         "shape": {
             "N": size.batch,
             "T": size.window,
@@ -157,13 +158,13 @@ def measure(size: Size, dtype: str, threads: int, quick: bool) -> Record:
             "dtype": dtype,
         },
         "peer": "torch" if dtype == "float32" else "torch bf16",
-        "threads": threads,
         "largest_difference": difference,
-        "parts_seconds": parts(ours, inputs[0], targets[0], 2 if quick else 7),
+        "parts_seconds": parts(ours, inputs[0], targets[0], 2 if plan.quick else 7),
     }
     predictions = size.batch * size.window
     for side in ("ours", "peer"):
         record[f"{side}_tokens_per_second"] = predictions / record[f"{side}_seconds"]["median"]
     # Token input: the first layer's products with the embedding are counted for both as if they were dense.
-    flops = forward_flops(size.batch, size.window, size.hidden, size.hidden, LAYERS)
-    return add_rates(record, 3 * (flops + 2.0 * predictions * size.hidden * vocabulary), threads)
+    flops = Shape(size.batch, size.window, size.hidden, size.hidden, LAYERS).forward_flops
+    flops += 2.0 * predictions * size.hidden * vocabulary
+    return add_rates(record, 3 * flops, plan.threads, dtype)

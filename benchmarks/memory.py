@@ -10,8 +10,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from .harness import Record
+from .harness import Plan, Record
 
+BENCHMARK = "memory of training"
 STEP = """
 import json, sys
 import numpy as np
@@ -44,19 +45,21 @@ print(json.dumps({"added": resident("VmHWM") - before}))
 SHAPES = [(64, 128, 512, 1), (64, 128, 512, 2)]
 
 
-def run(threads: int, quick: bool) -> Iterator[Record]:
-    for n, t, size, layers in SHAPES[:1] if quick else SHAPES:
+def run(plan: Plan) -> Iterator[Record]:
+    for n, t, size, layers in SHAPES[:1] if plan.quick else SHAPES:
         for side in ("full", "half", "lean", "torch"):
-            arguments = [side, *map(str, (n, t, size, layers, threads))]
+            name = "torch" if side == "torch" else f"tape {side}"
+            case = f"N={n} T={t} I=H={size} L={layers}, {name}"
+            if not plan.wants(BENCHMARK, case):
+                continue
+            arguments = [side, *map(str, (n, t, size, layers, plan.threads))]
             run = subprocess.run(
                 [sys.executable, "-c", STEP, *arguments], check=True, capture_output=True, text=True
             )
             added = json.loads(run.stdout)["added"]
-            name = "torch" if side == "torch" else f"tape {side}"
             yield {
-                "benchmark": "memory of training",
-                "case": f"N={n} T={t} I=H={size} L={layers}, {name}",
-                "threads": threads,
+                "benchmark": BENCHMARK,
+                "case": case,
                 "added_bytes": added,
                 "bytes_per_step_and_unit": added / (n * t * size * layers),
             }

@@ -9,7 +9,6 @@ a Python call. Before timing, 20 steps are compared.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import subprocess
 import tempfile
@@ -22,8 +21,10 @@ import torch
 import fusedlstm
 from fusedlstm import nn
 
-from .harness import Record, add_rates, alternate, assert_close, use_threads
+from . import peers
+from .harness import Plan, Record, add_bandwidth, alternate, assert_close, use_threads
 
+BENCHMARK = "streaming"
 SIZES = [8, 32, 64, 128, 256, 512]  # I = H
 NATIVE_STEPS = 1000
 
@@ -54,10 +55,7 @@ def torch_step(lstm: nn.LSTM) -> Step:
     return step
 
 
-def onnxruntime_step(lstm: nn.LSTM, threads: int) -> Step | None:
-    """None where onnxruntime, or onnx to write the model with, is not installed."""
-    if not all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime")):
-        return None
+def onnxruntime_step(lstm: nn.LSTM, threads: int) -> Step:
     import onnx
     import onnxruntime
 
@@ -154,33 +152,41 @@ def per_step(record: Record) -> Record:
     return record
 
 
-def run(threads: int, quick: bool) -> Iterator[Record]:
-    use_threads(threads)
+def run(plan: Plan) -> Iterator[Record]:
+    use_threads(plan.threads)
     rng = np.random.default_rng(0)
-    repetitions = 5 if quick else 15
+    repetitions = 5 if plan.quick else 15
     with tempfile.TemporaryDirectory() as folder:
-        for size in SIZES[:2] if quick else SIZES:
+        for size in SIZES[:2] if plan.quick else SIZES:
+            cases = {how: f"I=H={size} {how}" for how in ("Python", "native")}
+            wanted = {how for how, case in cases.items() if plan.wants(BENCHMARK, case)}
+            if not wanted:
+                continue
             lstm = nn.LSTM(size, size, seed=1)
             stream = lstm.stream()
-            peers = {"torch": torch_step(lstm), "onnxruntime": onnxruntime_step(lstm, threads)}
+            steps: dict[str, Step] = {}
+            if "torch" in peers.chosen:
+                steps["torch"] = torch_step(lstm)
+            if "onnxruntime" in peers.chosen:
+                steps["onnxruntime"] = onnxruntime_step(lstm, plan.threads)
             xs = rng.standard_normal((20, size)).astype(np.float32)
             ours = np.stack([stream.step(x).copy() for x in xs])
             x = xs[0]
-            for name, peer in peers.items():
-                if peer is None:
-                    continue
-                theirs = np.stack([peer(x_t).copy() for x_t in xs])
-                assert_close(f"{size} {name}", ours, theirs, 1e-5)
-                shape = {"N": 1, "T": 1, "I": size, "H": size, "L": 1, "dtype": "float32"}
-                common = {"benchmark": "streaming", "shape": shape, "peer": name, "threads": threads}
-                step = stream.step
-                record = alternate(
-                    lambda step=step, x=x: step(x), lambda peer=peer, x=x: peer(x), repetitions=repetitions
-                )
-                yield record | common | {"case": f"I=H={size} Python"}
-                if name == "torch":
-                    continue
-                native = native_steps(stream, x, Path(folder))
-                record = alternate(native, lambda peer=peer, x=x: peer(x), repetitions=repetitions)
-                record = per_step(record) | common | {"case": f"I=H={size} native"}
-                yield add_rates(record, 16.0 * size * size, threads)
+            works = {"Python": lambda stream=stream, x=x: stream.step(x)}
+            works["native"] = native_steps(stream, x, Path(folder))
+            for name, step in steps.items():
+                theirs = np.stack([step(x_t).copy() for x_t in xs])
+                difference = assert_close(f"{size} {name}", ours, theirs, 1e-5)
+                for how in sorted(wanted):
+                    record = alternate(works[how], lambda step=step, x=x: step(x), repetitions=repetitions)
+                    if how == "native":
+                        record = per_step(record)
+                    record |= {
+                        "benchmark": BENCHMARK,
+                        "case": cases[how],
+                        "shape": {"N": 1, "T": 1, "I": size, "H": size, "L": 1, "dtype": "float32"},
+                        "peer": name,
+                        "largest_difference": difference,
+                    }
+                    # every step reads all weights, on one thread
+                    yield add_bandwidth(record, 4 * (4 * size) * (2 * size), 1, 1)
