@@ -124,14 +124,14 @@ def generate(start, step, prompt, seed, options, texts=None, allowed=None, proce
         tokens.append(token)
         rows.append(reference.log_softmax(logits.astype(np.float64)))
         logprobs.append(rows[-1][token])
-        if token in o["stop_tokens"]:
-            finish = "stop_token"
-            break
         if o["stop_strings"]:
             text += texts[token]
             end = behind_stop_string(text, texts[token], o["stop_strings"])
             if end is not None and index + 1 >= o["min_new_tokens"]:
                 finish, behind = "stop_string", end
                 break
+        if token in o["stop_tokens"]:
+            finish = "stop_token"
+            break
         logits, state = step(token, state)
     return tokens[len(prompt) :], logprobs, np.array(rows), finish, behind
