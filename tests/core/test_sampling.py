@@ -24,6 +24,9 @@ def call(g, prompts, options, row_seeds=None, **rest):
     return g.decoder.generate(ids, lengths, _core.SamplingOptions(**options), seeds=row_seeds, **rest)
 
 
+SPECIFIED = {}  # what the specification makes of a call: the same on every instruction set
+
+
 def assert_is_specified(g, options, prompts=PROMPTS, may_follow=None, changed=None, **rest):
     options = {"max_new_tokens": 12, **options}
     got = call(g, prompts, options, **rest)
@@ -37,10 +40,13 @@ def assert_is_specified(g, options, prompts=PROMPTS, may_follow=None, changed=No
         logits, h, c = g.state([token], *state)
         return logits, (h, c)
 
-    for r, seed in enumerate(seeds(len(prompts) * n)):
-        tokens, logprobs, rows, finish, behind = spec.generate(
-            start, step, prompts[r // n], seed, options, TEXTS, may_follow, changed
-        )
+    key = (str(got.states.dtype), *map(repr, (options, prompts, may_follow, changed)))
+    if key not in SPECIFIED:
+        SPECIFIED[key] = [
+            spec.generate(start, step, prompts[r // n], seed, options, TEXTS, may_follow, changed)
+            for r, seed in enumerate(seeds(len(prompts) * n))
+        ]
+    for r, (tokens, logprobs, rows, finish, behind) in enumerate(SPECIFIED[key]):
         T = len(tokens)
         assert got.tokens[r, :T].tolist() == tokens
         assert (got.tokens[r, T:] == -1).all()
@@ -135,11 +141,11 @@ SHAPES = {
         {"top_p": 0.3},
         {"min_p": 0.1},
         {"typical_p": 0.7},
-        {"temperature": 5.0, "top_k": 1000, "top_p": 0.8, "typical_p": 0.9},
+        {"temperature": 5.0, "top_k": 1000, "top_p": 0.7995, "typical_p": 0.8995},
     ],
     ids=str,
 )
-def test_draws_from_large_vocabularies(isa, shape, options):
+def test_draws_from_large_vocabularies(shape, options):
     logits = SHAPES[shape].astype(np.float64)
     got = many_draws(fixed_logits(logits, "float64"), 150, options)
     u = [spec.uniform(seed, 0) for seed in seeds(150)]
@@ -231,7 +237,7 @@ def changed(tokens, scores):
     return scores + len(tokens) % 4 * np.linspace(0, 1, 13)
 
 
-HOOKED = {"stop_tokens": [5], "repetition_penalty": 1.1, "temperature": 1.5, "forced_tokens": {3: 1}}
+HOOKED = {"stop_tokens": [5, 8, 9, 0], "repetition_penalty": 1.1, "temperature": 1.5, "forced_tokens": {3: 1}}
 
 
 @pytest.mark.parametrize("in_place", [True, False])
@@ -314,7 +320,7 @@ def test_kept_arrays_of_a_processor_stay_valid():
         (
             np.array([[0.0] * 6 + [np.nan] + [1.0] * 6] * 5, np.float32),
             ValueError,
-            r"another one is not a number",
+            r"largest logit is .*(nan|not a number)",
         ),
     ],
 )
