@@ -157,7 +157,7 @@ def test_specification_is_that_of_hugging_face():
     golden = json.loads((Path(__file__).parents[1] / "golden" / "beam.json").read_text())
     table = np.array(golden["table"], np.float32)
     names = {"num_beams": "width", "num_return_sequences": "num_return"}
-        assert len(golden["results"]) == 38
+    assert len(golden["results"]) == 38
     for result in golden["results"]:
         options = {names.get(name, name): value for name, value in result["options"].items()}
         stop = options.pop("eos_token_id")
@@ -373,7 +373,7 @@ def test_logits_that_are_not_numbers(value):
         ({"length_penalty": 31}, ValueError, "length_penalty must be"),
         ({"length_penalty": "1"}, TypeError, "length_penalty must be a number, got '1'"),
         ({"length_penalty": 1j}, TypeError, "length_penalty must be a number"),
-        ({"length_penalty_form": "wu"}, ValueError, "length_penalty_form must be 'plain' or 'gnmt', got 'wu'"),
+        ({"length_penalty_form": "wu"}, ValueError, "length_penalty_form must be 'plain' or 'gnmt', got"),
         ({"length_penalty_form": None}, ValueError, "length_penalty_form must be"),
         ({"early_stopping": "always"}, ValueError, "early_stopping must be True, False or 'never'"),
         ({"early_stopping": 1}, ValueError, "early_stopping must be"),

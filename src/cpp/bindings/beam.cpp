@@ -84,9 +84,9 @@ PyBeamOptions make_options(const py::object& width, const py::object& num_return
   o.length_penalty_form = is(length_penalty_form, "gnmt") ? LengthPenalty::kGnmt : LengthPenalty::kPlain;
   require(PyBool_Check(early_stopping.ptr()) || is(early_stopping, "never"), kFunction,
           "early_stopping must be True, False or 'never'" + got(early_stopping));
-  o.early_stopping = is(early_stopping, "never")         ? EarlyStopping::kNever
+  o.early_stopping = is(early_stopping, "never")       ? EarlyStopping::kNever
                      : early_stopping.ptr() == Py_True ? EarlyStopping::kTrue
-                                                         : EarlyStopping::kFalse;
+                                                       : EarlyStopping::kFalse;
   c.stop_tokens = token_ids(stop_tokens, "stop_tokens");
   c.banned_tokens = token_ids(banned_tokens, "banned_tokens");
   if (!py::isinstance<py::dict>(forced_tokens))

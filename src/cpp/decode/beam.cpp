@@ -129,7 +129,8 @@ class Search {
     for (; node != kRoot; node = source.nodes[static_cast<size_t>(node)].parent)
       ids.push_back(source.nodes[static_cast<size_t>(node)].token);
     std::reverse(ids.begin() + static_cast<ptrdiff_t>(begin), ids.end());
-    ids.erase(ids.begin() + static_cast<ptrdiff_t>(begin), ids.begin() + static_cast<ptrdiff_t>(begin) + skip);
+    ids.erase(ids.begin() + static_cast<ptrdiff_t>(begin),
+              ids.begin() + static_cast<ptrdiff_t>(begin) + skip);
   }
 
   double length_penalty(ptrdiff_t length) const {
@@ -215,8 +216,8 @@ class Search {
         const bool stops = among(options_.constraints.stop_tokens, candidate->token), ends = stops || last;
         if (ends ? candidate - pool.begin() >= W : static_cast<ptrdiff_t>(group.next.size()) == W) continue;
         const ptrdiff_t node = static_cast<ptrdiff_t>(source.nodes.size());
-        source.nodes.push_back({beams_[static_cast<size_t>(candidate->row)].node, candidate->token,
-                                candidate->log_probability});
+        source.nodes.push_back(
+            {beams_[static_cast<size_t>(candidate->row)].node, candidate->token, candidate->log_probability});
         if (!stops) tokens.push_back(candidate->token);
         if (ends)
           finish(group, {candidate->sum / length_penalty(step + 1), node});

@@ -53,16 +53,17 @@ struct Hypothesis {
 // The best num_return hypotheses of every source, best first; fewer where fewer exist.
 //
 // A hypothesis of length t has the score S / t^a (plain) or S / ((5 + t) / 6)^a (gnmt, Wu et al. 2016), where
-// S is the sum of its tokens' log-probabilities after the constraints and the diversity penalty. At each step the candidates of a group, its beams with every token, are
-// ordered by S (then lower beam, then lower id). Those with a stop token among the first W / G are finished
-// hypotheses, of which the best W / G are kept; the first W / G others are the next beams. In the last step
-// all count as finished. A group ends when it has W / G finished hypotheses and
+// S is the sum of its tokens' log-probabilities after the constraints and the diversity penalty. At each step
+// the candidates of a group, its beams with every token, are ordered by S (then lower beam, then lower id).
+// Those with a stop token among the first W / G are finished hypotheses, of which the best W / G are kept;
+// the first W / G others are the next beams. In the last step all count as finished. A group ends when it has
+// W / G finished hypotheses and
 //   kTrue   at once;
 //   kFalse  when the best beam, at its present length, does not beat the worst of them;
 //   kNever  when it would not even at the most favourable length: T where a > 0, else the present one;
-// which is what Hugging Face's early_stopping means. Groups choose in turn, and each lowers S of a candidate by
-// diversity_strength for every beam of an earlier group that was given the same token in this step, the last
-// one included (Hamming diversity, Vijayakumar et al. 2018).
+// which is what Hugging Face's early_stopping means. Groups choose in turn, and each lowers S of a candidate
+// by diversity_strength for every beam of an earlier group that was given the same token in this step, the
+// last one included (Hamming diversity, Vijayakumar et al. 2018).
 //
 // The agreed prefix of a source is the longest one that all its beams and its best finished hypothesis share:
 // the best of the result begins with it.

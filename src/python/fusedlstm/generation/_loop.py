@@ -22,7 +22,7 @@ class _End:
 
 
 def iterate(loop: Callable[[Callable[[T], None]], object]) -> Generator[T, None, None]:
-    """Iterate over what ``loop(put)`` hands to ``put``, in a thread of its own that does not wait for the reader.
+    """Iterate over what ``loop(put)`` hands to ``put``; its thread does not wait for the reader.
 
     Closing the iterator, or an exception (Ctrl-C) in the reader, stops the loop at its next ``put``. An
     exception of the loop is raised in the reader.

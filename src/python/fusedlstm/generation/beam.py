@@ -44,8 +44,8 @@ class BeamSearch:
         score(y) = S(y) / t^a              length_penalty_form="plain", t tokens in y
                  = S(y) / ((5 + t) / 6)^a  length_penalty_form="gnmt"
 
-    At each step the candidates, every beam with every token, are ordered by S; ties go to the better beam, then
-    to the lower id. Candidates that end with a stop token and are among the first ``width`` are finished
+    At each step the candidates, every beam with every token, are ordered by S; ties go to the better beam,
+    then to the lower id. Candidates that end with a stop token and are among the first ``width`` are finished
     hypotheses, of which the best ``width`` by score are kept; the first ``width`` others are the next beams.
     A hypothesis of ``max_new_tokens`` tokens is finished too.
 
@@ -78,7 +78,8 @@ class BeamSearch:
     banned_tokens : sequence of int
         Never written.
     forced_tokens : mapping of int to int
-        New token number, from 0, to the token it must be; it adds nothing to S, and no other constraint holds.
+        New token number, from 0, to the token it must be; it adds nothing to S and overrides all other
+        constraints.
     repetition_penalty : float
         Log-probabilities of tokens in prompt or hypothesis are multiplied by it; > 0.
     no_repeat_ngram_size : int
@@ -91,9 +92,9 @@ class BeamSearch:
 
     Notes
     -----
-    All options mean what they mean in Hugging Face's ``generate``, where constraints change log-probabilities
-    too, which are not normalised again. A step costs a step of the model with ``width`` rows per source, and one pass over
-    their V log-probabilities; sources that have ended cost nothing.
+    All options mean what they mean in Hugging Face's ``generate``, where constraints change
+    log-probabilities too, which are not normalised again. A step costs a step of the model with ``width``
+    rows per prompt, and one pass over their V log-probabilities; prompts whose search is over cost nothing.
 
     References
     ----------
