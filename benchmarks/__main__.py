@@ -24,6 +24,7 @@ NAMES = [
     "ragged",
     "language_model_step",
     "generation",
+    "beam_search",
     "streaming",
     "threads",
     "growth",
