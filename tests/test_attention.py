@@ -356,6 +356,26 @@ def test_dropout_masks_are_those_of_the_lstm():
     assert np.array_equal(y, wanted)
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=NAMES)
+def test_bfloat16(kind):
+    decoder = decoder_of(kind, 2, "float32", hidden_size=48, compute_dtype="bfloat16")
+    inputs = Inputs(decoder)
+    y, _, _, gradients = run(decoder, inputs)
+    wanted_y, _, _, wanted = reference(decoder, inputs)
+    assert_close(y, wanted_y, "attention bfloat16")
+    for name, gradient in gradients.items():
+        assert_close(gradient, wanted[name], "attention bfloat16")
+    table, output = nn.Embedding(11, E), nn.Linear(decoder.output_size, 11)
+    tokens = np.zeros((4, 6), np.int32)
+    lengths = None if inputs.memory is None else np.array(MEMORY_LENGTHS, np.int32)
+    logits, _ = decoder.decoder(table, output).logits(tokens, inputs.memory, lengths)
+    decoder.compute_dtype = None
+    again, _ = decoder.decoder(table, output).logits(tokens, inputs.memory, lengths)
+    assert np.array_equal(logits, again)
+    with pytest.raises(ValueError, match="int8"):
+        decoder.compute_dtype = "int8"
+
+
 def test_pickle_and_call():
     decoder = decoder_of(KINDS[8], 2, "float32")
     inputs = Inputs(decoder)
@@ -368,13 +388,19 @@ def test_pickle_and_call():
     assert not copy(inputs.x, inputs.memory, memory_lengths=MEMORY_LENGTHS).any()
 
 
-def test_empty_batch():
+def test_empty_batch_and_no_steps():
     for kind in KINDS:
         decoder = decoder_of(kind)
         inputs = Inputs(decoder, N=0, T=2, lengths=[], memory_lengths=[])
         inputs.memory = None if inputs.memory is None else inputs.memory[:, :1]
         y, _, _, _ = run(decoder, inputs)
         assert y.shape == (0, 2, decoder.output_size)
+        assert not decoder.gradients.any()
+        inputs = Inputs(decoder, T=0, lengths=None)
+        y, _, tape, gradients = run(decoder, inputs)
+        assert y.shape == (4, 0, decoder.output_size)
+        assert np.array_equal(tape.state[0], inputs.state[0])
+        assert np.array_equal(gradients["h0"], inputs.d_state[0])
         assert not decoder.gradients.any()
 
 
@@ -459,13 +485,22 @@ def test_core_refuses_parts_that_do_not_fit():
     with pytest.raises(ValueError, match="attention must be float32"):
         _core.attention_decoder_forward(packed, double, x, None, None)
     none = _core.PackedAttention("none", 0, 4, dtype="float32")
-    rounded = lstm.pack(np.zeros(lstm.num_parameters, np.float32), compute_dtype="bfloat16")
-    with pytest.raises(ValueError, match="type of its parameters"):
-        _core.attention_decoder_forward(rounded, none, np.zeros((2, 3, 7), np.float32), None, None)
+    zeros, rows = np.zeros(lstm.num_parameters, np.float32), np.zeros((2, 3, 7), np.float32)
+    int8 = lstm.pack(zeros, backward=False, compute_dtype="int8")
+    with pytest.raises(ValueError, match="for training"):
+        _core.attention_decoder_forward(int8, none, rows, None, None)
+    forward_only = lstm.pack(zeros, backward=False)
+    y, _, _, _, tape = _core.attention_decoder_forward(forward_only, none, rows, None, None)
+    with pytest.raises(ValueError, match="backward=True"):
+        _core.attention_decoder_backward(tape, None, y, None, None, zeros)
     output = _core.linear_pack(np.zeros((5, 4), np.float32), None)
+    table = np.zeros((5, 7), np.float32)
+    bfloat16 = lstm.pack(zeros, compute_dtype="bfloat16")
+    with pytest.raises(ValueError, match="type of its parameters"):
+        _core.AttentionDecoder(bfloat16, none, table, output, False)
     with pytest.raises(ValueError, match="embedding must be"):
-        _core.AttentionDecoder(packed, none, np.zeros((5, 6), np.float32), output, False)
-    decoder = _core.AttentionDecoder(packed, none, np.zeros((5, 7), np.float32), output, False)
+        _core.AttentionDecoder(packed, none, table[:, 1:].copy(), output, False)
+    decoder = _core.AttentionDecoder(packed, none, table, output, False)
     with pytest.raises(ValueError, match=r"tokens must lie in 0 \.\. 4"):
         decoder.logits(np.full((1, 1), 5, np.int32), None, None)
     with pytest.raises(ValueError, match="without attention"):

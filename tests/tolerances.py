@@ -23,6 +23,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "torch backward": (5e-6, 8e-15, "both sides round"),
     "attention forward": (4e-6, 5e-15, "as lstm forward, with sums over source positions"),
     "attention backward": (5e-6, 1.5e-14, "as lstm backward, through scores that are differences of sums"),
+    "attention bfloat16": (8e-2, 0.0, "as bfloat16 backward; weights up to 0.6, softmax of sums of them"),
     "golden": (0.0, 3e-15, "float64 PyTorch against the float64 specification: summation order only"),
     "finite differences": (0.0, 1.5e-9, "step 1e-5: truncation about 1e-10, cancellation eps / step = 2e-11"),
     "linear": (2e-6, 5e-15, "rounding of sums of at most 300 terms"),
