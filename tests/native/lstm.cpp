@@ -80,7 +80,7 @@ void run(const Problem& p, Hash* hash) {
 
 // The same training pass step by step: the bits of whole sequences.
 template <class T>
-void run_stepwise(const Problem& p, ptrdiff_t ahead, int threads) {
+void run_stepwise(const Problem& p, ptrdiff_t ahead, int threads, Compute compute) {
   const LstmShape shape{p.I, p.H, p.L, false, true};
   const ptrdiff_t states = p.L * p.N * p.H;
   Values values(static_cast<uint32_t>(p.N * 1000 + p.T));
@@ -90,7 +90,7 @@ void run_stepwise(const Problem& p, ptrdiff_t ahead, int threads) {
              dc_n = values.vector<T>(states);
   std::vector<int32_t> lengths = integers(p.N, static_cast<int32_t>(p.T + 1), 3);
   lengths[0] = 0;
-  const auto packed = pack_weights<T>(shape, parameters.data(), true);
+  const auto packed = pack_weights<T>(shape, parameters.data(), true, compute);
   const T dropout = static_cast<T>(p.dropout);
   struct Pass {
     std::vector<T> y, h_n, c_n, gradients, dx, dh0, dc0;
@@ -140,7 +140,8 @@ void run_stepwise(const Problem& p, ptrdiff_t ahead, int threads) {
     unpack(steps.h(s).data, steps.h(s).pitch, s, p.H, &stepped.y);
     unpack(dx_rows.data() + rows.start(s) * p.I, p.I, s, p.I, &stepped.dx);
   }
-  const std::string what = std::string(p.name) + " stepwise " + type_name<T>() + ", " +
+  const std::string what = std::string(p.name) + " stepwise " +
+                           (compute == Compute::kFull ? type_name<T>() : "bf16") + ", " +
                            std::to_string(threads) + " threads, " + std::to_string(ahead) + " ahead: ";
   expect(same_bits(whole.y, stepped.y), what + "y");
   expect(same_bits(whole.h_n, stepped.h_n) && same_bits(whole.c_n, stepped.c_n), what + "final states");
@@ -243,13 +244,16 @@ void test_lstm(const Level& level, int max_threads, std::vector<std::string>* ha
   test_type<double>(level, max_threads, hashes);
   test_stream<float>(level);
   test_stream<double>(level);
-  for (const Problem& p :
-       {kProblems[0], kProblems[1], Problem{"one unit", 1, 3, 2, 1, 1, false, false, 0, 0}})
-    for (const int threads : {1, max_threads})
+  for (const Problem& p : {kProblems[0], kProblems[1], Problem{"one unit", 1, 3, 2, 1, 1, false, false, 0, 0},
+                           Problem{"many inputs", 5, 3, 70, 40, 2, false, true, 0, 0}}) {
+    for (const int threads : {1, max_threads}) {
       for (const ptrdiff_t ahead : {ptrdiff_t{0}, p.I / 2, p.I}) {
-        run_stepwise<float>(p, ahead, threads);
-        run_stepwise<double>(p, ahead, threads);
+        run_stepwise<float>(p, ahead, threads, Compute::kFull);
+        run_stepwise<double>(p, ahead, threads, Compute::kFull);
+        run_stepwise<float>(p, ahead, threads, Compute::kBfloat16);
       }
+    }
+  }
 }
 
 }  // namespace fusedlstm_tests

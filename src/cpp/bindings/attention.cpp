@@ -83,7 +83,6 @@ template <class T>
 ptrdiff_t checked_fed(const char* function, const PackedWeights<T>& lstm, const PackedAttention<T>& attention,
                       bool input_feeding) {
   const LstmShape& shape = lstm.shape;
-  require(lstm.compute == Compute::kFull, function, "lstm must be packed for the type of its parameters");
   require(attention.H == shape.hidden_size, function,
           "attention must be for H=" + std::to_string(shape.hidden_size) + " hidden units, got " +
               std::to_string(attention.H));
@@ -112,6 +111,8 @@ py::tuple forward(const PyPackedLSTM& lstm, const PyPackedAttention& py_attentio
     using T = decltype(zero);
     const auto& packed = lstm.get<T>();
     const auto& attention = py_attention.get<T>();
+    require(packed->compute != Compute::kInt8, function,
+            "lstm must be for training, got int8 weights, which are for inference");
     const ptrdiff_t fed = checked_fed<T>(function, *packed, *attention, input_feeding);
     const bool none = attention->none();
     const ptrdiff_t E = shape.input_size - fed;
@@ -271,6 +272,8 @@ PyAttentionDecoder make_decoder(const PyPackedLSTM& lstm, const PyPackedAttentio
     const auto& packed = lstm.get<T>();
     const auto& attention = py_attention.get<T>();
     const auto& linear = output.get<T>();
+    require(packed->compute == Compute::kFull, function,
+            std::string("lstm must be packed for ") + type_name(type) + ", the type of its parameters");
     const ptrdiff_t fed = checked_fed<T>(function, *packed, *attention, input_feeding);
     require(linear->inputs == attention->O, function,
             "output must take O=" + std::to_string(attention->O) + " inputs, got " +

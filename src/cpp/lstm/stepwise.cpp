@@ -1,6 +1,7 @@
 #include "lstm/stepwise.h"
 
 #include <algorithm>
+#include <type_traits>
 #include <utility>
 
 namespace fusedlstm {
@@ -10,7 +11,9 @@ Stepwise<T>::Stepwise(const PackedWeights<T>& w, const Rows& rows, const LstmSta
                       uint64_t seed, int threads, ptrdiff_t ahead)
     : w_(w),
       k_(w.kernels()),
-      ahead_(ahead),
+      // With bfloat16 a sum can be left and gone on with between blocks of columns only.
+      ahead_(w.compute == Compute::kBfloat16 && ahead < w.shape.input_size ? ahead / kLowBlock * kLowBlock
+                                                                           : ahead),
       tape_{.shape = w.shape,
             .rows = rows,
             .mode = TapeMode::kFull,
@@ -35,8 +38,18 @@ Stepwise<T>::Stepwise(const PackedWeights<T>& w, const Rows& rows, const LstmSta
     own.x = {dropout > 0 ? own.copy.data() : tape_of(layer - 1).h.data() + N * pitch, pitch};
   }
   const ptrdiff_t columns = std::max(w.shape.input_size, H);
-  for (int t = 0; t < threads; ++t)
-    scratch_.emplace_back(w.backward ? transposed_scratch(columns, k_.panel) : 0);
+  for (int t = 0; t < threads; ++t) {
+    scratch_.emplace_back(w.backward && !bf16() ? transposed_scratch(columns, k_.panel) : 0);
+    low_scratch_.emplace_back(w.backward && bf16() ? transposed_scratch_bf16(columns) : 0);
+  }
+  if (!bf16()) return;
+  low_x_ = LowRows(w.compute, P, w.shape.input_size);
+  low_below_ = LowRows(w.compute, dropout > 0 ? N : 0, H);
+  for (std::vector<LowRows>& low_h : low_h_)
+    for (ptrdiff_t layer = 0; layer < w.shape.num_layers; ++layer) low_h.emplace_back(w.compute, N, H);
+  if constexpr (std::is_same_v<T, float>)
+    for (ptrdiff_t layer = 0; layer < w.shape.num_layers; ++layer)
+      low_h_[0][static_cast<size_t>(layer)].round(*w.level, 0, N, tape_of(layer).h.data(), pitch, true);
 }
 
 template <class T>
@@ -50,6 +63,18 @@ typename Stepwise<T>::Part Stepwise<T>::part_of(const Team& team, ptrdiff_t grai
 template <class T>
 void Stepwise<T>::input_ahead_share(Team& team, MatrixRows<T> x) {
   const PackedLayer<T>& layer = packed(0);
+  if constexpr (std::is_same_v<T, float>) {
+    if (bf16()) {
+      const Share rows = share_of(tape_.rows.total(), team.thread(), team.threads());
+      const bool all = ahead_ == layer.inputs;
+      w_.level->bf16.round_rows(rows.size(), ahead_, all ? low_padded(ahead_) : ahead_, x.row(rows.begin),
+                                x.pitch, low_x_.bf16.data() + rows.begin * low_x_.pitch, low_x_.pitch);
+      team.barrier();
+      low_product_share(team, 0, tape_.rows.total(), 0, low_x_.bf16.data(), low_x_.pitch, 0, ahead_);
+      team.barrier();
+      return;
+    }
+  }
   gemm_share<T>(k_,
                 {.M = tape_.rows.total(),
                  .N = layer.bias.size(),
@@ -64,6 +89,54 @@ void Stepwise<T>::input_ahead_share(Team& team, MatrixRows<T> x) {
                  .b_panel = layer.inputs * k_.panel},
                 team);
   team.barrier();
+}
+
+// Gates of `count` packed rows from `first` on = W x + b over the columns [begin, end) of x, the next of a
+// sum.
+template <class T>
+void Stepwise<T>::low_product_share(Team& team, ptrdiff_t first, ptrdiff_t count, ptrdiff_t layer,
+                                    const uint16_t* x, ptrdiff_t x_pitch, ptrdiff_t begin, ptrdiff_t end) {
+  if constexpr (std::is_same_v<T, float>) {
+    const PackedLayer<float>& weights = packed(layer);
+    float* const gates = tape_of(layer).gates.data() + first * tape_.gates_pitch();
+    if (begin < end)
+      gemm_share(w_.level->bf16,
+                 {.M = count,
+                  .N = weights.bias.size(),
+                  .K = end - begin,
+                  .a = x + begin,
+                  .a_row = x_pitch,
+                  .b = weights.low_input.bf16.data() + begin * kLowPanel,
+                  .b_panel = low_padded(weights.inputs) * kLowPanel,
+                  .init = begin > 0 ? gates : weights.bias.data(),
+                  .init_row = begin > 0 ? tape_.gates_pitch() : 0,
+                  .c = gates,
+                  .c_row = tape_.gates_pitch()},
+                 team);
+  }
+}
+
+// input_share with bfloat16: rounds what is new; waits for all threads.
+template <class T>
+void Stepwise<T>::low_input_share(Team& team, ptrdiff_t s, ptrdiff_t layer, MatrixRows<T> x) {
+  if constexpr (std::is_same_v<T, float>) {
+    const ptrdiff_t M = tape_.rows.active(s), from = ahead(layer), inputs = packed(layer).inputs;
+    const Share rows = share_of(M, team.thread(), team.threads());
+    LowRows& low = layer == 0          ? low_x_
+                   : tape_.dropout > 0 ? low_below_
+                                       : low_h_[(s + 1) % 2][static_cast<size_t>(layer - 1)];
+    const ptrdiff_t first = layer == 0 ? tape_.rows.start(s) : 0;
+    team.barrier();
+    if (from < inputs && (layer == 0 || tape_.dropout > 0)) {
+      w_.level->bf16.round_rows(rows.size(), inputs - from, low_padded(inputs) - from,
+                                x.row(rows.begin) + from, x.pitch,
+                                low.bf16.data() + (first + rows.begin) * low.pitch + from, low.pitch);
+      team.barrier();
+    }
+    low_product_share(team, tape_.rows.start(s), M, layer, low.bf16.data() + first * low.pitch, low.pitch,
+                      from, inputs);
+    team.barrier();
+  }
 }
 
 // The gates of step s of a layer = W x + b, on from the columns ahead; all a thread needs on return.
@@ -113,7 +186,7 @@ void Stepwise<T>::drop_share(Team& team, const Part& part, ptrdiff_t s, ptrdiff_
 template <class T>
 void Stepwise<T>::forward_share(Team& team, ptrdiff_t s, MatrixRows<T> x) {
   const Rows& rows = tape_.rows;
-  const Part part = part_of(team, k_.lanes);
+  const Part part = part_of(team, bf16() ? kLowPanel : k_.lanes);
   const ptrdiff_t pitch = tape_.state_pitch(), gates_pitch = tape_.gates_pitch();
   const ptrdiff_t before = (rows.state_before(s) + part.slots.first) * pitch,
                   after = (rows.state_after(s) + part.slots.first) * pitch;
@@ -125,24 +198,33 @@ void Stepwise<T>::forward_share(Team& team, ptrdiff_t s, MatrixRows<T> x) {
         drop_share(team, part, s, layer, tape_of(layer - 1).h.data() + rows.state_after(s) * pitch, pitch,
                    own.copy.data() + rows.start(s) * pitch, pitch);
     }
-    input_share(team, part, s, layer, x);
+    if (bf16())
+      low_input_share(team, s, layer, x);
+    else
+      input_share(team, part, s, layer, x);
     T* const gates = own.gates.data() + (rows.start(s) + part.slots.first) * gates_pitch;
-    k_.cell_forward({.M = part.slots.count(rows.active(s)),
-                     .H = tape_.shape.hidden_size,
-                     .H_pad = tape_.shape.hidden_padded(),
-                     .unit_begin = part.units.begin,
-                     .unit_end = part.units.end,
-                     .h_prev = own.h.data() + before,
-                     .h_row = part.slots.stride * pitch,
-                     .recurrent = packed(layer).recurrent.data(),
-                     .input = gates,
-                     .input_row = part.slots.stride * gates_pitch,
-                     .gates = gates,
-                     .gates_row = part.slots.stride * gates_pitch,
-                     .c_prev = own.c.data() + before,
-                     .c = own.c.data() + after,
-                     .c_row = part.slots.stride * pitch,
-                     .h = own.h.data() + after});
+    const CellForward<T> cell{.M = part.slots.count(rows.active(s)),
+                              .H = tape_.shape.hidden_size,
+                              .H_pad = tape_.shape.hidden_padded(),
+                              .unit_begin = part.units.begin,
+                              .unit_end = part.units.end,
+                              .h_prev = own.h.data() + before,
+                              .h_row = part.slots.stride * pitch,
+                              .recurrent = packed(layer).recurrent.data(),
+                              .input = gates,
+                              .input_row = part.slots.stride * gates_pitch,
+                              .gates = gates,
+                              .gates_row = part.slots.stride * gates_pitch,
+                              .c_prev = own.c.data() + before,
+                              .c = own.c.data() + after,
+                              .c_row = part.slots.stride * pitch,
+                              .h = own.h.data() + after};
+    if (!bf16())
+      k_.cell_forward(cell);
+    else if constexpr (std::is_same_v<T, float>)
+      low_cell_forward(*w_.level, packed(layer), cell, gates, cell.gates_row,
+                       low_h_[s % 2][static_cast<size_t>(layer)],
+                       low_h_[(s + 1) % 2][static_cast<size_t>(layer)], part.slots.first, part.slots.stride);
     if (!part.by_sequences && layer + 1 < tape_.shape.num_layers) team.barrier();
   }
   team.barrier();
@@ -174,13 +256,20 @@ void Stepwise<T>::begin_backward(const T* dh_n, const T* dc_n) {
     bias_sums_.push_back(Buffer<T>::zeros(4 * H_pad));
   }
   dy_ = Buffer<T>::zeros(N * pitch);
+  const ptrdiff_t P = tape_.rows.total();
+  for (ptrdiff_t layer = 0; bf16() && layer < tape_.shape.num_layers; ++layer)
+    low_d_gates_.emplace_back(P * low_gates_pitch());
+  if (bf16()) {
+    low_states_ = LowRows(w_.compute, N + P, H);
+    low_inputs_ = LowRows(w_.compute, P, H);
+  }
   order_ = ReductionOrder(tape_.rows, 0, tape_.rows.steps());
 }
 
 template <class T>
 void Stepwise<T>::backward_share(Team& team, ptrdiff_t s, MatrixRows<T> dh, T* dx, ptrdiff_t dx_row) {
   const Rows& rows = tape_.rows;
-  const Part part = part_of(team, k_.panel);
+  const Part part = part_of(team, bf16() ? kLowPanel : k_.panel);
   const ptrdiff_t H = tape_.shape.hidden_size, H_pad = tape_.shape.hidden_padded(),
                   pitch = tape_.state_pitch(), gates_pitch = tape_.gates_pitch();
   const ptrdiff_t first = part.slots.first, stride = part.slots.stride, M = part.slots.count(rows.active(s)),
@@ -207,10 +296,39 @@ void Stepwise<T>::backward_share(Team& team, ptrdiff_t s, MatrixRows<T> dh, T* d
                       .d_row = stride * pitch,
                       .dy = from_above ? dy_.data() + first * pitch : nullptr,
                       .dy_row = stride * pitch});
+    uint16_t* low = nullptr;
+    if constexpr (std::is_same_v<T, float>) {
+      if (bf16())
+        low = low_d_gates_[static_cast<size_t>(layer)].data() + (rows.start(s) + first) * low_gates_pitch();
+      for (ptrdiff_t gate = 0; low && gate < 4; ++gate) {
+        const ptrdiff_t at = gate * H_pad + part.units.begin;
+        w_.level->bf16.round_rows(M, part.units.size(), part.units.size(), gates + at, stride * gates_pitch,
+                                  low + at, stride * low_gates_pitch());
+      }
+    }
     if (!part.by_sequences) team.barrier();
     // to (M, columns) = dA B: some columns of the product, which start at a whole panel
-    const auto product = [&](const Buffer<T>& b, Share which, T* to, ptrdiff_t to_row) {
+    const auto product = [&](const Buffer<T>& b, const LowMatrix& low_b, Share which, T* to,
+                             ptrdiff_t to_row) {
       if (M <= 0 || which.size() <= 0) return;
+      if constexpr (std::is_same_v<T, float>) {
+        if (low) {
+          const ptrdiff_t panel = 4 * H_pad * kLowPanel;
+          w_.level->bf16.gemm({.M = M,
+                               .N = which.size(),
+                               .K = 4 * H_pad,
+                               .a = low,
+                               .a_row = stride * low_gates_pitch(),
+                               .b = low_b.bf16.data() + which.begin / kLowPanel * panel,
+                               .b_panel = panel,
+                               .init = nullptr,
+                               .init_row = 0,
+                               .c = to + which.begin,
+                               .c_row = stride * to_row});
+          team.poll();
+          return;
+        }
+      }
       gemm_in_pieces<T>(k_,
                         {.M = M,
                          .N = which.size(),
@@ -225,17 +343,18 @@ void Stepwise<T>::backward_share(Team& team, ptrdiff_t s, MatrixRows<T> dh, T* d
                         team);
     };
     const Share units{part.units.begin, part.units.begin + columns};
-    product(packed(layer).recurrent_backward, units, dh_own, pitch);
+    const PackedLayer<T>& weights = packed(layer);
+    product(weights.recurrent_backward, weights.low_recurrent_backward, units, dh_own, pitch);
     if (layer > 0) {
-      product(packed(layer).input_backward, units, dy_.data() + first * pitch, pitch);
+      product(weights.input_backward, weights.low_input_backward, units, dy_.data() + first * pitch, pitch);
       if (tape_.dropout > 0) drop_share(team, part, s, layer, dy_.data(), pitch, dy_.data(), pitch);
       from_above = true;
     } else if (dx) {
-      const ptrdiff_t begin = ahead_ / k_.panel * k_.panel;
-      Share inputs{0, packed(0).inputs - begin};
-      if (!part.by_sequences) inputs = share_of(inputs.end, team.thread(), team.threads(), k_.panel);
-      product(packed(0).input_backward, {begin + inputs.begin, begin + inputs.end}, dx + first * dx_row,
-              dx_row);
+      const ptrdiff_t panel = bf16() ? kLowPanel : ptrdiff_t{k_.panel}, begin = ahead_ / panel * panel;
+      Share inputs{0, weights.inputs - begin};
+      if (!part.by_sequences) inputs = share_of(inputs.end, team.thread(), team.threads(), panel);
+      product(weights.input_backward, weights.low_input_backward, {begin + inputs.begin, begin + inputs.end},
+              dx + first * dx_row, dx_row);
     }
   }
   team.barrier();
@@ -243,6 +362,24 @@ void Stepwise<T>::backward_share(Team& team, ptrdiff_t s, MatrixRows<T> dh, T* d
 
 template <class T>
 void Stepwise<T>::input_ahead_gradients_share(Team& team, T* dx, ptrdiff_t dx_row) const {
+  if constexpr (std::is_same_v<T, float>) {
+    if (bf16()) {
+      gemm_share(w_.level->bf16,
+                 {.M = tape_.rows.total(),
+                  .N = ahead_,
+                  .K = 4 * tape_.shape.hidden_padded(),
+                  .a = low_d_gates_[0].data(),
+                  .a_row = low_gates_pitch(),
+                  .b = packed(0).low_input_backward.bf16.data(),
+                  .b_panel = 4 * tape_.shape.hidden_padded() * kLowPanel,
+                  .init = nullptr,
+                  .init_row = 0,
+                  .c = dx,
+                  .c_row = dx_row},
+                 team);
+      return;
+    }
+  }
   gemm_share<T>(k_,
                 {.M = tape_.rows.total(),
                  .N = ahead_,
@@ -257,6 +394,31 @@ void Stepwise<T>::input_ahead_gradients_share(Team& team, T* dx, ptrdiff_t dx_ro
                 team);
 }
 
+// dW and dR of one layer from operands rounded to bfloat16; those of the first layer's input already are.
+template <class T>
+void Stepwise<T>::low_weight_gradients_share(Team& team, ptrdiff_t layer, MatrixRows<T> x, T* parameters) {
+  if constexpr (std::is_same_v<T, float>) {
+    const ptrdiff_t H = tape_.shape.hidden_size, R = order_.rows(), P = tape_.rows.total();
+    const LayerTape<T>& own = tape_of(layer);
+    const WeightOffsets offset = weight_offsets(tape_.shape)[static_cast<size_t>(layer)];
+    const WeightGradients<T> weights{k_, H, tape_.shape.hidden_padded(), own.gates.data(),
+                                     tape_.gates_pitch()};
+    uint16_t* const scratch = low_scratch_[static_cast<size_t>(team.thread())].data();
+    const uint16_t* const dA = low_d_gates_[static_cast<size_t>(layer)].data();
+    team.barrier();  // others may still be in the layer before
+    low_states_.round_share(*w_.level, tape_.rows.batch() + P, own.h.data(), tape_.state_pitch(), true, team);
+    if (layer > 0) low_inputs_.round_share(*w_.level, P, x.data, x.pitch, true, team);
+    team.barrier();
+    const LowRows& in = layer == 0 ? low_x_ : low_inputs_;
+    weights.product_share(w_.level->bf16, team, R, dA, low_gates_pitch(), order_.row.data(),
+                          low_states_.bf16.data(), low_states_.pitch, order_.state_before.data(), H,
+                          parameters + offset.weight_hh, scratch);
+    weights.product_share(w_.level->bf16, team, R, dA, low_gates_pitch(), order_.row.data(), in.bf16.data(),
+                          in.pitch, order_.row.data(), packed(layer).inputs, parameters + offset.weight_ih,
+                          scratch);
+  }
+}
+
 template <class T>
 void Stepwise<T>::weight_gradients_share(Team& team, MatrixRows<T> x, T* parameters) {
   const LstmShape& shape = tape_.shape;
@@ -268,10 +430,14 @@ void Stepwise<T>::weight_gradients_share(Team& team, MatrixRows<T> x, T* paramet
     const WeightOffsets& offset = offsets[static_cast<size_t>(layer)];
     const WeightGradients<T> weights{k_, H, H_pad, own.gates.data(), tape_.gates_pitch()};
     const MatrixRows<T> in = layer == 0 ? x : own.x;
-    weights.product_share(team, R, order_.row.data(), own.h.data(), tape_.state_pitch(),
-                          order_.state_before.data(), H, parameters + offset.weight_hh, scratch);
-    weights.product_share(team, R, order_.row.data(), in.data, in.pitch, order_.row.data(),
-                          packed(layer).inputs, parameters + offset.weight_ih, scratch);
+    if (bf16()) {
+      low_weight_gradients_share(team, layer, in, parameters);
+    } else {
+      weights.product_share(team, R, order_.row.data(), own.h.data(), tape_.state_pitch(),
+                            order_.state_before.data(), H, parameters + offset.weight_hh, scratch);
+      weights.product_share(team, R, order_.row.data(), in.data, in.pitch, order_.row.data(),
+                            packed(layer).inputs, parameters + offset.weight_ih, scratch);
+    }
     if (!shape.bias) continue;
     weights.bias_sums_share(team, R, order_.row.data(), bias_sums_[static_cast<size_t>(layer)].data());
     team.barrier();

@@ -3,12 +3,13 @@
 // by step, and the weight gradients are large products once all steps are done.
 //
 // Every thread of a team calls each function whose name ends in _share. Rows are those of lstm/rows.h: slots
-// 0 .. active(s) - 1 run at step s. Every sum has the order that lstm_forward and lstm_backward give it: with
-// float32 and float64 all results have their bits.
+// 0 .. active(s) - 1 run at step s. Every sum has the order that lstm_forward and lstm_backward give it: all
+// results have their bits, but for the weight gradients with bfloat16 products.
 #pragma once
 
 #include <vector>
 
+#include "lstm/low_precision.h"
 #include "lstm/lstm.h"
 #include "lstm/split.h"
 #include "lstm/weight_gradients.h"
@@ -18,8 +19,8 @@ namespace fusedlstm {
 template <class T>
 class Stepwise {
  public:
-  // initial (L, N, H). threads: the most that a team of its calls has. ahead: the first input columns are
-  // known for all steps before the loop, so that their products are large ones too.
+  // initial (L, N, H); the weights are not int8. threads: the most that a team of its calls has. ahead: the
+  // first input columns are known for all steps before the loop, so that their products are large ones too.
   Stepwise(const PackedWeights<T>& w, const Rows& rows, const LstmStates<T>& initial, T dropout,
            uint64_t seed, int threads, ptrdiff_t ahead = 0);
 
@@ -63,7 +64,13 @@ class Stepwise {
     return {tape_.layers.back().h.data() + row * tape_.state_pitch(), tape_.state_pitch()};
   }
   ptrdiff_t ahead(ptrdiff_t layer) const { return layer == 0 ? ahead_ : 0; }
+  bool bf16() const { return w_.compute == Compute::kBfloat16; }
+  ptrdiff_t low_gates_pitch() const { return low_pitch(4 * tape_.shape.hidden_padded()); }
   void input_share(Team& team, const Part& part, ptrdiff_t s, ptrdiff_t layer, MatrixRows<T> x);
+  void low_input_share(Team& team, ptrdiff_t s, ptrdiff_t layer, MatrixRows<T> x);
+  void low_product_share(Team& team, ptrdiff_t first, ptrdiff_t count, ptrdiff_t layer, const uint16_t* x,
+                         ptrdiff_t x_pitch, ptrdiff_t begin, ptrdiff_t end);
+  void low_weight_gradients_share(Team& team, ptrdiff_t layer, MatrixRows<T> x, T* parameters);
   void drop_share(Team& team, const Part& part, ptrdiff_t s, ptrdiff_t layer, const T* from,
                   ptrdiff_t from_row, T* to, ptrdiff_t to_row) const;
 
@@ -76,6 +83,14 @@ class Stepwise {
   Buffer<T> dy_;  // (N, H_pad): what reaches the layer at hand from above
   ReductionOrder order_;
   std::vector<Buffer<T>> scratch_;  // by thread
+  // bfloat16: h of each layer before and after a step, (N, H); the inputs of all steps of the first layer,
+  // (P, I), and of one step of the others; the gates' derivatives of each layer, (P, 4 H_pad); and for the
+  // weight gradients of one layer, all its h and its inputs.
+  std::vector<LowRows> low_h_[2];
+  LowRows low_x_, low_below_;
+  std::vector<Buffer<uint16_t>> low_d_gates_;
+  LowRows low_states_, low_inputs_;
+  std::vector<Buffer<uint16_t>> low_scratch_;
 };
 
 }  // namespace fusedlstm

@@ -174,6 +174,9 @@ class AttentionDecoder(Module):
         Rate of dropping outputs of every LSTM layer but the last, in `forward` only.
     dtype : str
         ``"float32"`` or ``"float64"``.
+    compute_dtype : str, optional
+        ``"bfloat16"`` for a float32 decoder: operands of the LSTM's products are rounded to it, as in `LSTM`.
+        Attention and generation are not. May be set later.
     init : str or tuple
         ``"torch"``: U(-1/sqrt(n), 1/sqrt(n)) with n = H in the LSTM, else the length that a weight is
         multiplied with; ``("uniform", a)``: U(-a, a).
@@ -224,6 +227,7 @@ class AttentionDecoder(Module):
         coverage: bool = False,
         dropout: float = 0.0,
         dtype: str = "float32",
+        compute_dtype: str | None = None,
         init: Init = "torch",
         forget_bias: float = 0.0,
         seed: int = 0,
@@ -273,6 +277,7 @@ class AttentionDecoder(Module):
             forget_bias=forget_bias,
             seed=derive_seed(seed, 0),
         )
+        self.compute_dtype = compute_dtype
         shapes: list[tuple[str, tuple[int, ...]]] = []
         if attention is not None:
             shapes.append(("weight_c", (self.output_size, self.memory_size + self.hidden_size)))
@@ -289,6 +294,17 @@ class AttentionDecoder(Module):
         for name, shape in shapes:
             limit = uniform_limit(init, shape[-1] ** -0.5, who)
             self._view(self._parameters, name)[...] = generator.uniform(-limit, limit, shape)
+
+    @property
+    def compute_dtype(self) -> str | None:
+        """``"bfloat16"`` or None: the LSTM's operands are rounded to it before they are multiplied."""
+        return self.lstm.compute_dtype
+
+    @compute_dtype.setter
+    def compute_dtype(self, compute_dtype: str | None) -> None:
+        if compute_dtype == "int8":
+            raise ValueError("AttentionDecoder: compute_dtype must be 'bfloat16' or None, got 'int8'")
+        self.lstm.compute_dtype = compute_dtype
 
     @property
     def packed(self) -> _core.PackedAttention:
@@ -433,7 +449,6 @@ class AttentionDecoder(Module):
         h_n, _ = tape.state
         dh_n, dc_n = self._state(d_state, h_n.shape[1], who, ("dh_n", "dc_n"))
         gradient = float_array(dy, self.dtype, who, "dy")
-        tape.consumed = True
         dx, d_memory, dh0, dc0 = _core.attention_decoder_backward(
             tape.native,
             tape.memory,
@@ -443,6 +458,7 @@ class AttentionDecoder(Module):
             self.lstm.gradients,
             **self._weights(self._gradients),
         )
+        tape.consumed = True
         return dx, d_memory, (dh0, dc0)
 
     def decoder(self, embedding: Embedding, output: Linear) -> _core.AttentionDecoder:
@@ -466,9 +482,10 @@ class AttentionDecoder(Module):
             If a size or dtype does not fit.
         """
         self._check_vocabulary(embedding, output)
-        return _core.AttentionDecoder(
-            self.lstm.packed, self.packed, embedding.weight, output.packed, self.input_feeding
-        )
+        lstm = self.lstm.packed
+        if self.compute_dtype is not None:
+            lstm = lstm.lstm.pack(self.lstm.parameters, backward=False)
+        return _core.AttentionDecoder(lstm, self.packed, embedding.weight, output.packed, self.input_feeding)
 
     def _state(
         self, state: Any, batch: int, who: str, names: tuple[str, str]
