@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from fusedlstm import _core
 from fusedlstm.data import PairBatch, PairBatches, TokenizerPair
 from fusedlstm.data.pairs import Epoch, pad, source_ids
-from fusedlstm.generation import BeamSearch, Hypothesis, Sampling
+from fusedlstm.generation import Sampling
+from fusedlstm.generation.beam import BeamSearch, Hypothesis
 from fusedlstm.generation.stream import cut
 from fusedlstm.io import FormatError, ModelSchema, Option, load_model, save_model
 from fusedlstm.models.alignment import Alignment, corpus_bleu
@@ -781,15 +782,10 @@ class Seq2Seq(Module):
         self._sources([source], "alignment")
         batch = self._batches([(source, wanted)], 1).batch([0])
         memory, final = self.encoder(batch.source, batch.source_lengths)
-        _, tape = self.decoder.layers.forward(
-            self.decoder.embedding(batch.inputs),
-            memory,
-            memory_lengths=batch.source_lengths,
-            state=self.bridge(final),
-            seed=0,
-        )
-        assert tape.weights is not None  # there is attention
-        weights = tape.weights[0]
+        h0, c0 = self.bridge(final)
+        _, steps = self.decoder.native.logits(batch.inputs, memory, batch.source_lengths, h0=h0, c0=c0)
+        assert steps is not None  # there is attention
+        weights = steps[0]
         if self.reverse_source:
             weights = np.concatenate([weights[:, -2::-1], weights[:, -1:]], axis=1)
         end = "<eos>"
