@@ -256,9 +256,14 @@ def test_low_precision_generates_what_it_evaluates(isa, threads, compute_dtype):
         for number, prompt in enumerate(prompts):
             assert model.generate(prompt, max_new_tokens=20, seed=3 + number) == texts[number]
     ids = model.vocabulary.encode(prompts[0])
-    tokens, _, log_probability, h, c = model.decoder.generate(
-        ids, np.array([len(ids)], np.int32), max_new_tokens=9, seeds=np.array([3], np.uint64)
+    made = model.decoder.generate(
+        ids,
+        np.array([len(ids)], np.int32),
+        _core.SamplingOptions(max_new_tokens=9),
+        seeds=np.array([3], np.uint64),
     )
+    tokens, log_probability = made.tokens, made.log_probabilities
+    h, c = made.states.reshape(2, -1, 1, model.lstm.hidden_size)
     whole = np.concatenate([ids, tokens[0]])[None]
     y, (h_n, c_n) = model.lstm(whole[:, :-1], embedding=model.embedding)
     assert np.array_equal(h, h_n)

@@ -53,6 +53,27 @@ def joined(prompts):
     )
 
 
+def generate(decoder, prompts, prompt_lengths, *, seeds, h0=None, c0=None, on_tokens=None, **options):
+    """tokens, lengths, log-probabilities, h and c (L, N, H)."""
+    options.setdefault("max_new_tokens", 12)
+    made = decoder.generate(
+        prompts,
+        prompt_lengths,
+        _core.SamplingOptions(**options),
+        seeds=seeds,
+        h0=h0,
+        c0=c0,
+        on_tokens=on_tokens and (lambda tokens, ended: on_tokens(tokens)),
+    )
+    h, c = np.split(made.states, 2, axis=1)
+    return made.tokens, made.lengths, made.log_probabilities, h, c
+
+
+def layers_first(states, L):
+    """(N, L H) -> (L, N, H)."""
+    return np.ascontiguousarray(states.reshape(len(states), L, -1).swapaxes(0, 1))
+
+
 def seeds(N, start=(7 << 32) + 100):
     return np.arange(start, start + N, dtype=np.uint64)
 
@@ -98,12 +119,12 @@ def specification(g, prompts, seeds, max_new_tokens, choose, stop_token=-1):
 
 def assert_generates(g, prompts, choose, max_new_tokens=12, **options):
     ids, prompt_lengths = joined(prompts)
-    stop_token = options.get("stop_token", -1)
+    stop_token = options.get("stop_tokens", [-1])[0]
     tokens, lengths, logprobs = specification(
         g, prompts, seeds(len(prompts)), max_new_tokens, choose, stop_token
     )
-    got = g.decoder.generate(
-        ids, prompt_lengths, max_new_tokens=max_new_tokens, seeds=seeds(len(prompts)), **options
+    got = generate(
+        g.decoder, ids, prompt_lengths, max_new_tokens=max_new_tokens, seeds=seeds(len(prompts)), **options
     )
     np.testing.assert_array_equal(got[0], tokens)
     np.testing.assert_array_equal(got[1], lengths)
@@ -164,7 +185,7 @@ def test_stop_token(isa, dtype):
         g,
         PROMPTS,
         lambda logits, seed, index: draw(logits, uniform(seed, index), 1, 0, 1),
-        stop_token=stop_token,
+        stop_tokens=[stop_token],
     )
     assert (got[1] < 12).any()
     for n in range(len(PROMPTS)):
@@ -177,17 +198,18 @@ def test_final_state_continues(isa, dtype):
     """Generation goes on from the returned state and the last token with the same bits."""
     g = language_model(dtype=dtype)
     ids, prompt_lengths = joined(PROMPTS)
-    tokens, _, _, h_n, c_n = g.decoder.generate(
-        ids, prompt_lengths, max_new_tokens=6, seeds=seeds(5), greedy=True
+    tokens, _, _, h_n, c_n = generate(
+        g.decoder, ids, prompt_lengths, max_new_tokens=6, seeds=seeds(5), greedy=True
     )
+    h_n, c_n = layers_first(h_n, 2), layers_first(c_n, 2)
     for n, prompt in enumerate(PROMPTS):
         _, h, c = g.state([*prompt, *tokens[n, :-1]])
         assert_same_bits(h[:, 0], h_n[:, n])
         assert_same_bits(c[:, 0], c_n[:, n])
-    more = g.decoder.generate(ids, prompt_lengths, max_new_tokens=11, seeds=seeds(5), greedy=True)[0]
+    more = generate(g.decoder, ids, prompt_lengths, max_new_tokens=11, seeds=seeds(5), greedy=True)[0]
     last = tokens[:, -1].copy()
-    on = g.decoder.generate(
-        last, np.ones(5, np.int32), max_new_tokens=5, seeds=seeds(5), greedy=True, h0=h_n, c0=c_n
+    on = generate(
+        g.decoder, last, np.ones(5, np.int32), max_new_tokens=5, seeds=seeds(5), greedy=True, h0=h_n, c0=c_n
     )[0]
     np.testing.assert_array_equal(on, more[:, 6:])
 
@@ -202,28 +224,32 @@ def test_same_bits_on_every_level_and_thread_count(dtype, threads):
             g = language_model(V=70, E=19, H=37, dtype=dtype)
             ids, prompt_lengths = joined(PROMPTS)
             results.append(
-                g.decoder.generate(
-                    ids, prompt_lengths, max_new_tokens=20, seeds=seeds(5), temperature=2.0, top_p=0.95
+                generate(
+                    g.decoder,
+                    ids,
+                    prompt_lengths,
+                    max_new_tokens=20,
+                    seeds=seeds(5),
+                    temperature=2.0,
+                    top_p=0.95,
                 )
             )
             _core.set_isa(before)
     for arrays in zip(*results, strict=True):
-        assert_same_bits(*arrays)
+        assert_same_bits(*map(np.ascontiguousarray, arrays))
 
 
 def test_rows_do_not_see_their_batch_mates(isa, dtype):
     g = language_model(V=70, E=19, H=37, dtype=dtype)
     prompts = [list(np.random.default_rng(n).integers(0, 70, 1 + n % 9)) for n in range(23)]
-    options = {"max_new_tokens": 10, "temperature": 1.5, "top_k": 30, "stop_token": 4}
+    options = {"max_new_tokens": 10, "temperature": 1.5, "top_k": 30, "stop_tokens": [4]}
     ids, prompt_lengths = joined(prompts)
-    whole = g.decoder.generate(ids, prompt_lengths, seeds=seeds(23), **options)
+    whole = generate(g.decoder, ids, prompt_lengths, seeds=seeds(23), **options)
     for rows in ([0], [22], [3, 4, 5], list(range(22, -1, -1))):
         ids, prompt_lengths = joined([prompts[n] for n in rows])
-        part = g.decoder.generate(ids, prompt_lengths, seeds=seeds(23)[rows], **options)
-        for one, other in zip(whole[:3], part[:3], strict=True):
-            assert_same_bits(one[rows], other)
-        for one, other in zip(whole[3:], part[3:], strict=True):
-            assert_same_bits(np.ascontiguousarray(one[:, rows]), other)
+        part = generate(g.decoder, ids, prompt_lengths, seeds=seeds(23)[rows], **options)
+        for one, other in zip(whole, part, strict=True):
+            assert_same_bits(np.ascontiguousarray(one[rows]), np.ascontiguousarray(other))
 
 
 # what may be drawn
@@ -231,7 +257,7 @@ def drawn(logits, N=3000, **options):
     """How often each token is the first new token of N sequences."""
     decoder = fixed_logits(logits)
     ids, ones = np.zeros(N, np.int32), np.ones(N, np.int32)
-    tokens = decoder.generate(ids, ones, max_new_tokens=1, seeds=seeds(N), **options)[0]
+    tokens = generate(decoder, ids, ones, max_new_tokens=1, seeds=seeds(N), **options)[0]
     return np.bincount(tokens[:, 0], minlength=len(logits))
 
 
@@ -295,7 +321,7 @@ def test_draws_of_a_sequence_are_independent(isa):
     """Neighbouring tokens, seeds and steps are unrelated: pairs are as frequent as chance has it."""
     decoder = fixed_logits(np.zeros(2))
     N, T = 300, 200
-    tokens = decoder.generate(np.zeros(N, np.int32), np.ones(N, np.int32), max_new_tokens=T, seeds=seeds(N))[
+    tokens = generate(decoder, np.zeros(N, np.int32), np.ones(N, np.int32), max_new_tokens=T, seeds=seeds(N))[
         0
     ]
     for one, other in (
@@ -312,15 +338,15 @@ def test_callback_sees_every_step(isa):
     ids, prompt_lengths = joined(PROMPTS)
     seen = []
     options = {"max_new_tokens": 12, "seeds": seeds(5)}
-    free = g.decoder.generate(ids, prompt_lengths, **options)
-    options["stop_token"] = int(free[0][1, 4])
-    tokens, lengths, *_ = g.decoder.generate(
-        ids, prompt_lengths, on_tokens=lambda step: seen.append(step.copy()), **options
+    free = generate(g.decoder, ids, prompt_lengths, **options)
+    options["stop_tokens"] = [int(free[0][1, 4])]
+    tokens, lengths, *_ = generate(
+        g.decoder, ids, prompt_lengths, on_tokens=lambda step: seen.append(step.copy()), **options
     )
     assert len(seen) == lengths.max()
     assert all(step.dtype == np.int32 and step.shape == (5,) for step in seen)
     np.testing.assert_array_equal(np.stack(seen, axis=1), tokens[:, : len(seen)])
-    without = g.decoder.generate(ids, prompt_lengths, **options)
+    without = generate(g.decoder, ids, prompt_lengths, **options)
     np.testing.assert_array_equal(tokens, without[0])
 
 
@@ -335,9 +361,9 @@ def test_exception_in_callback_stops_and_propagates(isa):
 
     ids, prompt_lengths = joined(PROMPTS)
     with pytest.raises(KeyError, match="enough"):
-        g.decoder.generate(ids, prompt_lengths, max_new_tokens=50, seeds=seeds(5), on_tokens=on_tokens)
+        generate(g.decoder, ids, prompt_lengths, max_new_tokens=50, seeds=seeds(5), on_tokens=on_tokens)
     assert len(calls) == 3
-    again = g.decoder.generate(ids, prompt_lengths, max_new_tokens=3, seeds=seeds(5))[0]
+    again = generate(g.decoder, ids, prompt_lengths, max_new_tokens=3, seeds=seeds(5))[0]
     np.testing.assert_array_equal(np.stack(calls, axis=1), again)
 
 
@@ -347,10 +373,10 @@ def test_callback_may_generate(isa):
     inner = []
 
     def on_tokens(step):
-        inner.append(decoder.generate(*joined([[1]]), max_new_tokens=2, seeds=seeds(1), greedy=True)[0])
+        inner.append(generate(decoder, *joined([[1]]), max_new_tokens=2, seeds=seeds(1), greedy=True)[0])
 
-    outer = decoder.generate(
-        *joined([[1]]), max_new_tokens=2, seeds=seeds(1), greedy=True, on_tokens=on_tokens
+    outer = generate(
+        decoder, *joined([[1]]), max_new_tokens=2, seeds=seeds(1), greedy=True, on_tokens=on_tokens
     )[0]
     assert len(inner) == 2
     np.testing.assert_array_equal(inner[0], outer)
@@ -359,10 +385,10 @@ def test_callback_may_generate(isa):
 def test_nothing_to_generate(isa):
     g = language_model()
     ids, prompt_lengths = joined(PROMPTS)
-    tokens, lengths, logprobs, _, _ = g.decoder.generate(
-        ids, prompt_lengths, max_new_tokens=0, seeds=seeds(5)
+    tokens, lengths, logprobs, _, _ = generate(
+        g.decoder, ids, prompt_lengths, max_new_tokens=0, seeds=seeds(5)
     )
     assert tokens.shape == logprobs.shape == (5, 0)
     assert not lengths.any()
-    nobody = g.decoder.generate(ids[:0], prompt_lengths[:0], max_new_tokens=3, seeds=seeds(0))
+    nobody = generate(g.decoder, ids[:0], prompt_lengths[:0], max_new_tokens=3, seeds=seeds(0))
     assert nobody[0].shape == (0, 3)

@@ -90,11 +90,18 @@ def good(function):
             "embedding": ones(V, I),
             "output": _core.linear_pack(ones(V, H)),
         },
+        "SamplingOptions": lambda: {
+            "max_new_tokens": 5,
+            "banned_tokens": [3],
+            "stop_strings": [b"a"],
+            "token_texts": _core.TokenTexts([b"a", b"b"]),
+        },
+        "TokenTexts": lambda: {"texts": [b"a", b"b"]},
         "generate": lambda: {
             "self": decoder,
             "prompts": integers(5),
             "prompt_lengths": np.array([1, 3, 1], np.int32),
-            "max_new_tokens": 2,
+            "options": _core.SamplingOptions(max_new_tokens=2),
             "seeds": np.zeros(3, np.uint64),
             "h0": ones(1, 3, H),
             "c0": ones(1, 3, H),
@@ -128,6 +135,8 @@ FUNCTIONS = [
     "sigmoid",
     "tanh",
     "LanguageModelDecoder",
+    "TokenTexts",
+    "SamplingOptions",
     "generate",
 ]
 FREE_SIZE = {  # any size fits: the other arguments are measured against it
@@ -333,12 +342,20 @@ def test_prompt_lengths_must_sum_to_the_prompts(lengths):
         *[("lstm_forward_tape", "dropout", rate) for rate in (1.0, 1 - 1e-12, -0.1, np.nan, np.inf)],
         *[("dropout", "rate", rate) for rate in (1.0, 1 - 1e-12, -0.1, np.nan, np.inf)],
         *[("adam_step", "step", step) for step in (0, -1)],
-        *[("generate", "temperature", value) for value in (0.0, -1.0, np.nan, np.inf)],
-        *[("generate", "top_p", value) for value in (0.0, -0.5, 1.5, np.nan)],
-        ("generate", "top_k", -1),
-        ("generate", "max_new_tokens", -1),
-        ("generate", "stop_token", 7),
-        ("generate", "stop_token", -2),
+        *[("SamplingOptions", "temperature", value) for value in (0.0, -1.0, np.nan, np.inf)],
+        *[("SamplingOptions", "top_p", value) for value in (0.0, -0.5, 1.5, np.nan)],
+        *[("SamplingOptions", "typical_p", value) for value in (0.0, -0.5, 1.5, np.nan)],
+        *[("SamplingOptions", "min_p", value) for value in (-0.5, 1.0, np.nan)],
+        *[("SamplingOptions", "repetition_penalty", value) for value in (0.0, -1.0, np.nan, np.inf)],
+        ("SamplingOptions", "top_k", -1),
+        *[("SamplingOptions", "max_new_tokens", value) for value in (-1, 2**31)],
+        *[("SamplingOptions", "min_new_tokens", value) for value in (-1, 6)],
+        ("SamplingOptions", "no_repeat_ngram_size", -1),
+        ("SamplingOptions", "num_sequences", 0),
+        ("SamplingOptions", "top_log_probabilities", -1),
+        *[("SamplingOptions", "forced_tokens", value) for value in ({-1: 0}, {5: 0}, {0: 3})],
+        ("SamplingOptions", "stop_strings", [b"a", b""]),
+        *[("TokenTexts", "line_end", value) for value in (-2, 2)],
     ],
 )
 def test_options_out_of_range(function, argument, bad):
@@ -376,9 +393,27 @@ def test_seeds_are_64_bits(function, seed):
     call(function, seed=2**64 - 1)
 
 
-def test_callback_must_be_callable():
-    with pytest.raises(TypeError, match="on_tokens"):
-        call("generate", on_tokens=3)
+@pytest.mark.parametrize("argument", ["on_tokens", "processor", "token_mask"])
+def test_callback_must_be_callable(argument):
+    wrong_kind("generate", argument, 3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stop_tokens": [7]},
+        {"stop_tokens": [0, -1]},
+        {"banned_tokens": [7]},
+        {"forced_tokens": {0: 7}},
+        {"stop_strings": [b"a"], "token_texts": _core.TokenTexts([b"a"] * 6)},
+    ],
+)
+def test_options_beyond_the_vocabulary(options):
+    with pytest.raises(
+        ValueError,
+        match=rf"^generate: {('token_texts' if len(options) > 1 else next(iter(options)))} must .*, got .*",
+    ):
+        call("generate", options=_core.SamplingOptions(max_new_tokens=2, **options))
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

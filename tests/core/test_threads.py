@@ -49,7 +49,8 @@ p = lstm(8, 512, 4)
 output = _core.linear_pack(np.zeros((65, 512), "float32"))
 d = _core.LanguageModelDecoder(p, np.zeros((65, 8), "float32"), output)
 ready()
-d.generate(np.zeros(1, "int32"), np.ones(1, "int32"), max_new_tokens=1_000_000, seeds=np.zeros(1, "uint64"))
+o = _core.SamplingOptions(max_new_tokens=1_000_000)
+d.generate(np.zeros(1, "int32"), np.ones(1, "int32"), o, seeds=np.zeros(1, "uint64"))
 """,
     "linear_cross_entropy": """
 p = _core.linear_pack(np.zeros((20_000, 512), "float32"))

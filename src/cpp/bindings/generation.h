@@ -101,10 +101,10 @@ PyGeneration run_generation(const char* function, StepRows<T>& rows, ptrdiff_t N
       nullptr};
   if (!arguments.on_tokens.is_none()) {
     check_callable(arguments.on_tokens, function, "on_tokens");
-    request.on_tokens = [&arguments, R](const int32_t* ids) {
+    request.on_tokens = [&arguments, R](const int32_t* ids, const int32_t* ended) {
       wait_if_finalizing();
       const py::gil_scoped_acquire gil;
-      arguments.on_tokens(py::array_t<int32_t>(R, ids));
+      arguments.on_tokens(py::array_t<int32_t>(R, ids), py::array_t<int32_t>(R, ended));
     };
   }
   auto tokens = new_array<int32_t>({R, most}), counts = new_array<int32_t>({R}),

@@ -34,7 +34,7 @@ void generate(StepRows<T>& rows, const T* logits, const GenerationRequest<T>& re
     pool.add({r, request.options, request.seeds[r], {prompt, prompt + length}, length});
     if (r % n == n - 1) prompt += length;
   }
-  std::vector<int32_t> step_tokens(static_cast<size_t>(R));
+  std::vector<int32_t> step_tokens(static_cast<size_t>(R)), ended(static_cast<size_t>(R), -1);
   const auto take = [&](ptrdiff_t step) {
     pool.append();
     std::fill(step_tokens.begin(), step_tokens.end(), -1);
@@ -49,10 +49,10 @@ void generate(StepRows<T>& rows, const T* logits, const GenerationRequest<T>& re
       ++result.lengths[r];
       if (choice.finish == Finish::kNot) continue;
       result.finish[r] = choice.finish;
-      result.behind[r] = choice.behind;
+      ended[static_cast<size_t>(r)] = result.behind[r] = choice.behind;
       rows.save(j, result.states + r * rows.state_size());
     }
-    if (request.on_tokens) request.on_tokens(step_tokens.data());
+    if (request.on_tokens) request.on_tokens(step_tokens.data(), ended.data());
     pool.keep(pool.unfinished());
   };
   run_job(0, poll, [&](Team& team) {

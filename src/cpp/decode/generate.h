@@ -16,7 +16,9 @@ struct GenerationRequest {
   std::shared_ptr<const SamplingOptions> options;  // R = N options->num_sequences
   const uint64_t* seeds;                           // (R)
   Hooks<T> hooks;
-  std::function<void(const int32_t*)> on_tokens;  // (R) ids of one step, -1 for ended sequences; may be null
+  // (R) ids of one step, -1 for sequences that ended before; and (R) -1 for those that go on, else the bytes
+  // of the last token's text behind a stop string. May be null.
+  std::function<void(const int32_t*, const int32_t*)> on_tokens;
 };
 
 template <class T>

@@ -6,7 +6,7 @@ otherwise. A strided or wrongly typed array is refused with a ``ValueError`` tha
 what was wanted and what came; nothing is converted here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -363,8 +363,74 @@ def attention_decoder_backward(
 ) -> tuple[Float, Float | None, Float, Float]: ...
 
 # generation ---------------------------------------------------------------------------------------------
+class TokenTexts:
+    """Bytes of each token's text, for stop strings.
+
+    `separator` goes before every token but `line_end`, unless that came just before.
+    """
+
+    def __init__(self, texts: Sequence[bytes], *, separator: bytes = b"", line_end: int = -1) -> None: ...
+    def __len__(self) -> int: ...
+
+class SamplingOptions:
+    """How tokens are chosen, checked; `fusedlstm.generation.Sampling` says what each option means."""
+
+    def __init__(
+        self,
+        *,
+        max_new_tokens: int,
+        min_new_tokens: int = 0,
+        greedy: bool = False,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        typical_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        no_repeat_ngram_size: int = 0,
+        banned_tokens: Sequence[int] = (),
+        forced_tokens: Mapping[int, int] = {},
+        stop_tokens: Sequence[int] = (),
+        stop_strings: Sequence[bytes] = (),
+        token_texts: TokenTexts | None = None,
+        num_sequences: int = 1,
+        top_log_probabilities: int = 0,
+    ) -> None: ...
+    @property
+    def max_new_tokens(self) -> int: ...
+    @property
+    def num_sequences(self) -> int: ...
+
+# ids (rows,) int64 and the tokens so far, prompt included, of every live row -> allowed, bool (rows, V)
+TokenMask = Callable[[NDArray[np.int64], tuple[Int, ...]], NDArray[np.bool_]]
+# the same and logits (rows, V) to change in place or return anew
+Processor = Callable[[NDArray[np.int64], tuple[Int, ...], Float], Float | None]
+
+class Generation:
+    """What a loop made: R = N num_sequences rows, sequence r of prompt r // num_sequences."""
+
+    @property
+    def tokens(self) -> Int: ...  # (R, max_new_tokens), -1 past the end
+    @property
+    def lengths(self) -> Int: ...  # (R,)
+    @property
+    def log_probabilities(self) -> Float: ...  # (R, max_new_tokens) of softmax(logits), 0 past the end
+    @property
+    def top_tokens(self) -> Int: ...  # (R, max_new_tokens, top_log_probabilities), most probable first
+    @property
+    def top_log_probabilities(self) -> Float: ...
+    @property
+    def finish(self) -> tuple[str, ...]: ...  # "length", "stop_token" or "stop_string"
+    @property
+    def behind(self) -> Int: ...  # (R,): bytes of the last token's text behind the stop string
+    @property
+    def states(self) -> Float: ...  # (R, S): before each sequence's last token was fed
+
 class LanguageModelDecoder:
-    """What a generation loop needs, prepared once: layers, the table embedding @ W_ih^T + b, output layer."""
+    """What a generation loop needs, prepared once: layers, the table embedding @ W_ih^T + b, output layer.
+
+    A row's state is h (L, H), then c (L, H): S = 2 L H.
+    """
 
     def __init__(self, lstm: PackedLSTM, embedding: Float, output: PackedLinear) -> None: ...
     @property
@@ -375,15 +441,38 @@ class LanguageModelDecoder:
         self,
         prompts: Int,
         prompt_lengths: Int,
+        options: SamplingOptions,
         *,
-        max_new_tokens: int,
         seeds: NDArray[np.uint64],
-        greedy: bool = False,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        stop_token: int = -1,
         h0: Float | None = None,
         c0: Float | None = None,
-        on_tokens: Callable[[Int], object] | None = None,
-    ) -> tuple[Int, Int, Float, Float, Float]: ...
+        on_tokens: Callable[[Int, Int], object] | None = None,
+        processor: Processor | None = None,
+        token_mask: TokenMask | None = None,
+    ) -> Generation: ...
+
+class GenerationSession:
+    """Sequences of one model, stepped together; `fusedlstm.generation.Session` says what each method does."""
+
+    def __init__(self, decoder: LanguageModelDecoder, capacity: int) -> None: ...
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def ids(self) -> list[int]: ...
+    def join(self, prompt: Int, options: SamplingOptions, seed: int) -> int: ...
+    # (id, token, log-probability, finish, behind, top) of every live sequence
+    def step(
+        self, *, processor: Processor | None = None, token_mask: TokenMask | None = None
+    ) -> list[tuple[int, int, float, str | None, int, list[tuple[int, float]]]]: ...
+    def leave(self, id: int) -> None: ...
+    # tokens (T,), prompt_length, state (S,), logits (V,)
+    def save(self, id: int) -> tuple[Int, int, Float, Float]: ...
+    def restore(
+        self,
+        tokens: Int,
+        prompt_length: int,
+        state: Float,
+        logits: Float,
+        options: SamplingOptions,
+        seed: int,
+    ) -> int: ...

@@ -3,10 +3,13 @@
 import codecs
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fusedlstm import _core
 
 Int = NDArray[np.int32]
 
@@ -164,6 +167,9 @@ class Vocabulary:
     def __hash__(self) -> int:
         return hash((self.kind, self.symbols))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "texts"}  # native
+
     def __repr__(self) -> str:
         return f"Vocabulary({self.kind!r}, {len(self)} symbols)"
 
@@ -178,6 +184,18 @@ class Vocabulary:
         if self.kind == "byte":
             return ord("\n")
         return self._ids.get(END_OF_LINE if self.kind == "word" else "\n")
+
+    @cached_property
+    def texts(self) -> _core.TokenTexts:
+        """The text of each token as the native loop needs it to look for stop strings."""
+        if self.kind == "byte":
+            return _core.TokenTexts([bytes([byte]) for byte in range(256)])
+        texts = [symbol.encode("utf-8", "surrogatepass") for symbol in self.symbols]
+        if self.kind == "char":
+            return _core.TokenTexts(texts)
+        end = self._ids[END_OF_LINE]
+        texts[end] = b"\n"
+        return _core.TokenTexts(texts, separator=b" ", line_end=end)
 
     def encode(self, text: str | bytes) -> Int:
         """Token ids of a text.

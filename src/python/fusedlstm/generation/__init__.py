@@ -1,6 +1,19 @@
-"""What a generation loop is asked for, and its tokens as they come."""
+"""What a generation loop is asked for, its tokens as they come, and sequences that are stepped together."""
 
 from fusedlstm.generation.sampling import Sampling
-from fusedlstm.generation.stream import TextStream, token_stream
+from fusedlstm.generation.session import NewToken, SavedSequence, Session
+from fusedlstm.generation.stream import BatchTextStream, TextPieces, TextStream, token_steps, token_stream
+from fusedlstm.generation.text import GeneratedText
 
-__all__ = ["Sampling", "TextStream", "token_stream"]
+__all__ = [
+    "BatchTextStream",
+    "GeneratedText",
+    "NewToken",
+    "Sampling",
+    "SavedSequence",
+    "Session",
+    "TextPieces",
+    "TextStream",
+    "token_steps",
+    "token_stream",
+]

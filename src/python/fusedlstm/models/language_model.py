@@ -6,7 +6,7 @@ N batch, T time, E embedding size, H hidden units, L layers, V vocabulary size.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -14,14 +14,26 @@ from numpy.typing import NDArray
 
 from fusedlstm import _core
 from fusedlstm.data import Vocabulary, split_tokens
-from fusedlstm.generation import Sampling, TextStream
+from fusedlstm.generation import (
+    BatchTextStream,
+    GeneratedText,
+    Sampling,
+    Session,
+    TextPieces,
+    TextStream,
+    token_steps,
+)
+from fusedlstm.generation.stream import cut
 from fusedlstm.io import FormatError, ModelSchema, Option, load_model, save_model
 from fusedlstm.nn import LSTM, Embedding, Module, derive_seed
 from fusedlstm.nn._checks import Init, integer, rate, token_array, uniform_limit
 from fusedlstm.nn.module import lay_out
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from fusedlstm.data import TextDecoder
+    from fusedlstm.generation.sampling import SamplingKeywords
     from fusedlstm.training import History
 
 Float = NDArray[Any]
@@ -411,12 +423,10 @@ class LanguageModel(Module):
         prompt: str,
         *,
         max_new_tokens: int = ...,
-        temperature: float = ...,
-        top_k: int = ...,
-        top_p: float = ...,
-        greedy: bool = ...,
-        seed: int = ...,
-        stop: str | None = ...,
+        stop: str | Sequence[str] | None = ...,
+        processor: _core.Processor | None = ...,
+        token_mask: _core.TokenMask | None = ...,
+        **options: Unpack[SamplingKeywords],
     ) -> str: ...
     @overload
     def generate(
@@ -424,24 +434,20 @@ class LanguageModel(Module):
         prompt: list[str] | tuple[str, ...],
         *,
         max_new_tokens: int = ...,
-        temperature: float = ...,
-        top_k: int = ...,
-        top_p: float = ...,
-        greedy: bool = ...,
-        seed: int = ...,
-        stop: str | None = ...,
+        stop: str | Sequence[str] | None = ...,
+        processor: _core.Processor | None = ...,
+        token_mask: _core.TokenMask | None = ...,
+        **options: Unpack[SamplingKeywords],
     ) -> list[str]: ...
     def generate(
         self,
         prompt: str | list[str] | tuple[str, ...],
         *,
         max_new_tokens: int = 500,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        greedy: bool = False,
-        seed: int = 0,
-        stop: str | None = None,
+        stop: str | Sequence[str] | None = None,
+        processor: _core.Processor | None = None,
+        token_mask: _core.TokenMask | None = None,
+        **options: Unpack[SamplingKeywords],
     ) -> str | list[str]:
         """Continue one prompt, or several in one batch.
 
@@ -451,12 +457,16 @@ class LanguageModel(Module):
             Text to continue, not empty. Prompts of a batch may have different lengths.
         max_new_tokens : int
             Characters, bytes or words to write.
-        temperature, top_k, top_p, greedy
-            How tokens are chosen, see `Sampling`.
-        seed : int
-            Prompt b of a batch gets what it would get alone with seed ``seed + b``.
-        stop : str, optional
-            One token; a text ends after it.
+        stop : str or sequence of str, optional
+            Tokens, each one character, byte or word; a text ends after any of them. For longer strings
+            there is ``stop_strings``.
+        processor, token_mask : callable, optional
+            See `sample`.
+        **options
+            ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``typical_p``, ``greedy``, ``seed``,
+            ``repetition_penalty``, ``no_repeat_ngram_size``, ``min_new_tokens``, ``banned_tokens``,
+            ``forced_tokens``, ``stop_strings``: see `fusedlstm.generation.Sampling`. Prompt b of a batch gets
+            what it would get alone with seed ``seed + b``.
 
         Returns
         -------
@@ -467,56 +477,162 @@ class LanguageModel(Module):
         ------
         ValueError
             An option out of its range; an empty prompt; a character that is not in the vocabulary, with its
-            position.
+            position; constraints that leave no token to choose from.
 
         Notes
         -----
         One native call; about ``2 (4 H (H + H) L - 4 H E + H V)`` FLOPs per token and sequence.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        encoded = [
-            self._prompt(text, f"prompt {index}: " if len(prompts) > 1 else "")
-            for index, text in enumerate(prompts)
-        ]
-        sampling = Sampling(
+        made = self.sample(
+            prompt,
             max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            greedy=greedy,
-            seed=seed,
-            stop_token=self._stop_token(stop),
+            stop=stop,
+            processor=processor,
+            token_mask=token_mask,
+            **options,
         )
-        if not prompts:
+        return made[0].text if isinstance(prompt, str) else [one.text for one in made]
+
+    def sample(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        max_new_tokens: int = 500,
+        num_sequences: int = 1,
+        top_log_probabilities: int = 0,
+        stop: str | Sequence[str] | None = None,
+        on_text: Callable[[int, str], object] | None = None,
+        processor: _core.Processor | None = None,
+        token_mask: _core.TokenMask | None = None,
+        **options: Unpack[SamplingKeywords],
+    ) -> list[GeneratedText]:
+        """Continue prompts like `generate`, with all that is known of every token.
+
+        Parameters
+        ----------
+        prompt, max_new_tokens, stop, **options
+            As in `generate`.
+        num_sequences : int
+            Continuations of each prompt, which is read once. Number ``i`` of prompt ``b`` has
+            ``r = b num_sequences + i`` and the seed ``seed + r``.
+        top_log_probabilities : int
+            How many of the most probable tokens to report at each step.
+        on_text : callable, optional
+            Called with ``r`` and each piece of its text as it comes.
+        processor : callable, optional
+            Called before each choice with ``rows`` (int64, the ``r`` of sequences that have not ended),
+            ``tokens`` (for each of them its prompt and new tokens so far, int32) and ``logits`` (rows, V)
+            after all other constraints. It changes the logits in place, or returns new ones.
+        token_mask : callable, optional
+            Called with ``rows`` and ``tokens``; returns which tokens may follow, bool (rows, V): a grammar.
+
+        Returns
+        -------
+        list of GeneratedText
+            In the order of ``r``.
+
+        Raises
+        ------
+        ValueError
+            As `generate`; a processor or mask that returns something else.
+        Exception
+            What a callable raises.
+
+        Examples
+        --------
+        >>> from fusedlstm.data import Vocabulary
+        >>> from fusedlstm import LanguageModel
+        >>> model = LanguageModel(Vocabulary.from_text("abc", "char"), hidden_size=8, num_layers=1)
+        >>> def no_c(rows, tokens, logits):
+        ...     logits[:, 2] = -float("inf")
+        >>> made = model.sample(["a", "b"], max_new_tokens=5, num_sequences=3, processor=no_c)
+        >>> [len(one.text) for one in made], any("c" in one.text for one in made)
+        ([5, 5, 5, 5, 5, 5], False)
+        """
+        encoded = self._prompts(prompt)
+        sampling = self._sampling(
+            {
+                **options,
+                "max_new_tokens": max_new_tokens,
+                "num_sequences": num_sequences,
+                "top_log_probabilities": top_log_probabilities,
+                "stop": stop,
+            }
+        )
+        if not encoded:
             return []
-        tokens, lengths, *_ = self.decoder.generate(
+        of_row = [ids for ids in encoded for _ in range(num_sequences)]
+        on_tokens = None
+        if on_text is not None:
+            pieces = TextPieces([self._text_decoder(ids) for ids in of_row])
+
+            def on_tokens(tokens: Tokens, ended: Tokens) -> None:
+                for row, piece in pieces.push(tokens, ended):
+                    on_text(row, piece)
+
+        made = self.decoder.generate(
             np.concatenate(encoded),
             np.array([len(ids) for ids in encoded], np.int32),
-            seeds=sampling.seeds(len(prompts)),
-            **sampling.core(),
+            sampling.core(self.vocabulary.texts),
+            seeds=sampling.seeds(len(of_row)),
+            on_tokens=on_tokens,
+            processor=processor,
+            token_mask=token_mask,
         )
-        texts = []
-        for ids, row, length in zip(encoded, tokens, lengths, strict=True):
+        results = []
+        for row, ids in enumerate(of_row):
+            length = int(made.lengths[row])
+            tokens = made.tokens[row, :length]
             decoder = self._text_decoder(ids)
-            texts.append(decoder.push_many(row[:length]) + decoder.finish())
-        return texts[0] if isinstance(prompt, str) else texts
+            results.append(
+                GeneratedText(
+                    cut(decoder.push_many(tokens) + decoder.finish(), int(made.behind[row])),
+                    tokens,
+                    made.log_probabilities[row, :length],
+                    made.top_tokens[row, :length],
+                    made.top_log_probabilities[row, :length],
+                    made.finish[row],
+                )
+            )
+        return results
 
+    @overload
     def stream(
         self,
         prompt: str,
         *,
+        max_new_tokens: int = ...,
+        stop: str | Sequence[str] | None = ...,
+        processor: _core.Processor | None = ...,
+        token_mask: _core.TokenMask | None = ...,
+        **options: Unpack[SamplingKeywords],
+    ) -> TextStream: ...
+    @overload
+    def stream(
+        self,
+        prompt: list[str] | tuple[str, ...],
+        *,
+        max_new_tokens: int = ...,
+        stop: str | Sequence[str] | None = ...,
+        processor: _core.Processor | None = ...,
+        token_mask: _core.TokenMask | None = ...,
+        **options: Unpack[SamplingKeywords],
+    ) -> BatchTextStream: ...
+    def stream(
+        self,
+        prompt: str | list[str] | tuple[str, ...],
+        *,
         max_new_tokens: int = 500,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        greedy: bool = False,
-        seed: int = 0,
-        stop: str | None = None,
-    ) -> TextStream:
+        stop: str | Sequence[str] | None = None,
+        processor: _core.Processor | None = None,
+        token_mask: _core.TokenMask | None = None,
+        **options: Unpack[SamplingKeywords],
+    ) -> TextStream | BatchTextStream:
         """Iterate over the pieces of a continuation as they come; joined they are what `generate` returns.
 
-        Parameters and errors are those of `generate`, for one prompt; errors come at the call, not at the
-        first piece. Closing the iterator stops the native loop.
+        For several prompts, the pieces are pairs ``(prompt number, text)``. Parameters and errors are those
+        of `generate`; errors come at the call, not at the first piece. Closing the iterator stops the native
+        loop. A processor is called in the loop's own thread.
 
         Examples
         --------
@@ -526,17 +642,53 @@ class LanguageModel(Module):
         >>> "".join(model.stream("ab", max_new_tokens=5)) == model.generate("ab", max_new_tokens=5)
         True
         """
-        ids = self._prompt(prompt, "")
-        sampling = Sampling(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            greedy=greedy,
-            seed=seed,
-            stop_token=self._stop_token(stop),
+        encoded = self._prompts(prompt)
+        if not encoded:
+            raise ValueError("stream: prompt must be a text or at least one, got none")
+        sampling = self._sampling({**options, "max_new_tokens": max_new_tokens, "stop": stop})
+        steps = token_steps(
+            self.decoder,
+            encoded,
+            sampling,
+            token_texts=self.vocabulary.texts,
+            processor=processor,
+            token_mask=token_mask,
         )
-        return TextStream(self.decoder, ids, sampling, self._text_decoder(ids))
+        batch = BatchTextStream(steps, TextPieces([self._text_decoder(ids) for ids in encoded]))
+        return TextStream(batch) if isinstance(prompt, str) else batch
+
+    def session(
+        self,
+        capacity: int = 64,
+        *,
+        processor: _core.Processor | None = None,
+        token_mask: _core.TokenMask | None = None,
+    ) -> Session:
+        """A pool of live generators that are stepped together: see `fusedlstm.generation.Session`."""
+        return Session(self, capacity, processor=processor, token_mask=token_mask)
+
+    def _sampling(self, options: Mapping[str, Any]) -> Sampling:
+        """Options by name, ``stop`` as text."""
+        rest: dict[str, Any] = {"max_new_tokens": 500, **options}
+        stop = rest.pop("stop", None)
+        stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
+        sampling = Sampling(**rest, stop_tokens=[self._stop_token(text) for text in stops])
+        # tokens that the vocabulary does not have, here rather than at the first piece of a stream
+        for name in ("banned_tokens", "forced_tokens"):
+            tokens = getattr(sampling, name)
+            for token in tokens.values() if name == "forced_tokens" else tokens:
+                if not 0 <= token < len(self.vocabulary):
+                    raise ValueError(
+                        f"generate: {name} must lie in 0 .. {len(self.vocabulary) - 1}, got {token}"
+                    )
+        return sampling
+
+    def _prompts(self, prompt: str | Sequence[str]) -> list[Tokens]:
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        return [
+            self._prompt(text, f"prompt {index}: " if len(prompts) > 1 else "")
+            for index, text in enumerate(prompts)
+        ]
 
     def _text_decoder(self, prompt: Tokens) -> TextDecoder:
         """A decoder that has read the prompt, so that a word that follows one starts with a space."""
@@ -553,9 +705,7 @@ class LanguageModel(Module):
             raise ValueError(f"{who}prompt must have at least one {self.vocabulary.kind}, got {text!r}")
         return ids
 
-    def _stop_token(self, stop: str | None) -> int:
-        if stop is None:
-            return -1
+    def _stop_token(self, stop: str) -> int:
         ids = self.vocabulary.encode(stop)
         if len(ids) != 1:
             raise ValueError(
