@@ -75,9 +75,7 @@ def beam_search(logits_of, context, options):
                 continue
             candidates = []  # (-sum, rank of the beam, token, tokens): in the order of choice when sorted
             for rank, (tokens, total) in enumerate(group.beams.items()):
-                log_p = after_rules(
-                    log_softmax(logits_of((*context, *tokens))), context, tokens, options
-                )
+                log_p = after_rules(log_softmax(logits_of((*context, *tokens))), context, tokens, options)
                 for token, value in enumerate(log_p):
                     if value > -math.inf:
                         value -= options.diversity_strength * taken.count(token)
@@ -107,9 +105,7 @@ def beam_search(logits_of, context, options):
             break
     n_best = []
     for score, tokens in best[: options.num_return]:
-        log_p = [
-            log_softmax(logits_of((*context, *tokens[:j])))[token] for j, token in enumerate(tokens)
-        ]
+        log_p = [log_softmax(logits_of((*context, *tokens[:j])))[token] for j, token in enumerate(tokens)]
         n_best.append((score, tokens, log_p))
     return n_best, prefixes
 

@@ -314,9 +314,7 @@ def test_exception_in_callback_stops_and_propagates():
 def test_callback_may_search():
     g, inner = language_model(), []
     options = options_of({})
-    outer = search(
-        g, [[1]], options, on_prefix=lambda source, ids: inner.append(search(g, [[1]], options))
-    )
+    outer = search(g, [[1]], options, on_prefix=lambda source, ids: inner.append(search(g, [[1]], options)))
     for one in inner:
         for array, other in zip(one, outer, strict=True):
             assert_same_bits(array, other)
@@ -373,7 +371,11 @@ def test_logits_that_are_not_numbers(value):
         ({"length_penalty": 31}, ValueError, "length_penalty must be"),
         ({"length_penalty": "1"}, TypeError, "length_penalty must be a number, got '1'"),
         ({"length_penalty": 1j}, TypeError, "length_penalty must be a number"),
-        ({"length_penalty_form": "wu"}, ValueError, "length_penalty_form must be 'plain' or 'gnmt', got 'wu'"),
+        (
+            {"length_penalty_form": "wu"},
+            ValueError,
+            "length_penalty_form must be 'plain' or 'gnmt', got 'wu'",
+        ),
         ({"length_penalty_form": None}, ValueError, "length_penalty_form must be"),
         ({"early_stopping": "always"}, ValueError, "early_stopping must be True, False or 'never'"),
         ({"early_stopping": 1}, ValueError, "early_stopping must be"),

@@ -284,10 +284,10 @@ class Seq2Seq(Module):
     def preset(cls, name: str, tokenizers: TokenizerPair, **changes: Any) -> tuple[Seq2Seq, dict[str, Any]]:
         """Model and training options of a published experiment.
 
-        "sutskever2014": 4 layers of 1000 units and embeddings of 1000, sources reversed, every parameter from
-        U(-0.08, 0.08); SGD at 0.7, halved every half epoch after 5, 7.5 epochs in the paper and 8 here, batches
-        of 128 pairs of similar lengths, gradients divided by 128 and bounded to a norm of 5. The paper then
-        searched with 2 to 12 beams; its vocabularies had 160,000 and 80,000 words.
+        "sutskever2014": 4 layers of 1000 units and embeddings of 1000, sources reversed, every parameter
+        from U(-0.08, 0.08); SGD at 0.7, halved every half epoch after 5; 7.5 epochs in the paper and 8 here;
+        batches of 128 pairs of similar lengths, gradients divided by 128 and bounded to a norm of 5. The
+        paper then searched with 2 to 12 beams; its vocabularies had 160,000 and 80,000 words.
 
         Parameters
         ----------
@@ -676,8 +676,9 @@ class Seq2Seq(Module):
         """
         options = {**options, "width": beam, "max_new_tokens": max_new_tokens}
         if isinstance(source, str):
-            return self.beam_search(source, **options)[0].text
-        return [best[0].text for best in self.beam_search(source, batch_size=batch_size, **options)]
+            best: str = self.beam_search(source, **options)[0].text
+            return best
+        return [found[0].text for found in self.beam_search(source, batch_size=batch_size, **options)]
 
     def stream(
         self, source: str, *, beam: int = 1, max_new_tokens: int = 200, **options: Any
