@@ -25,8 +25,9 @@ class Options:
     early_stopping: bool | str = False
     stop_tokens: tuple[int, ...] = ()
     banned_tokens: tuple[int, ...] = ()
+    forced_tokens: dict[int, int] = field(default_factory=dict)
     repetition_penalty: float = 1.0
-    no_repeat_ngram: int = 0
+    no_repeat_ngram_size: int = 0
 
     def score(self, total, length):
         base = length if self.length_penalty_form == "plain" else (5 + length) / 6
@@ -48,10 +49,13 @@ def log_softmax(logits):
 def after_rules(log_p, context, tokens, options):
     """Hugging Face's processors on the log-probabilities of one beam."""
     log_p, ids = np.array(log_p), [*context, *tokens]
+    if len(tokens) in options.forced_tokens:
+        forced = np.arange(len(log_p)) == options.forced_tokens[len(tokens)]
+        return np.where(forced, 0.0, -math.inf)
     for token in set(ids):
         factor = options.repetition_penalty
         log_p[token] *= factor if log_p[token] < 0 else 1 / factor
-    n = options.no_repeat_ngram
+    n = options.no_repeat_ngram_size
     if n:
         grams = {tuple(ids[j : j + n]) for j in range(len(ids) - n + 1)}
         for token in range(len(log_p)):

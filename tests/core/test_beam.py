@@ -110,11 +110,13 @@ OPTIONS = [
     {"stop_tokens": (0, 3, 7)},
     {"stop_tokens": (0, 3, 7), "width": 2, "num_return": 2, "early_stopping": True},
     {"banned_tokens": (2, 9)},
-    {"no_repeat_ngram": 1},
-    {"no_repeat_ngram": 2},
-    {"no_repeat_ngram": 3, "width": 3, "num_return": 3},
+    {"no_repeat_ngram_size": 1},
+    {"no_repeat_ngram_size": 2},
+    {"no_repeat_ngram_size": 3, "width": 3, "num_return": 3},
     {"repetition_penalty": 1.7},
-    {"repetition_penalty": 0.6, "no_repeat_ngram": 2, "banned_tokens": (4,), "min_new_tokens": 2},
+    {"forced_tokens": {0: 4, 3: 9, 4: 0}},
+    {"forced_tokens": {8: 2}, "groups": 5, "diversity_strength": 1.0, "stop_tokens": (5,)},
+    {"repetition_penalty": 0.6, "no_repeat_ngram_size": 2, "banned_tokens": (4,), "min_new_tokens": 2},
     {"width": 6, "num_return": 6, "groups": 3, "diversity_strength": 0.7},
     {"width": 6, "num_return": 6, "groups": 6, "diversity_strength": 50.0},
     {"width": 6, "num_return": 6, "groups": 2},
@@ -155,7 +157,6 @@ def test_specification_is_that_of_hugging_face():
     golden = json.loads((Path(__file__).parents[1] / "golden" / "beam.json").read_text())
     table = np.array(golden["table"], np.float32)
     names = {"num_beams": "width", "num_return_sequences": "num_return"}
-    names["no_repeat_ngram_size"] = "no_repeat_ngram"
     assert len(golden["results"]) == 38
     for result in golden["results"]:
         options = {names.get(name, name): value for name, value in result["options"].items()}
@@ -188,14 +189,9 @@ def test_width_one_is_greedy(isa, dtype):
     g = language_model(dtype=dtype)
     ids = np.concatenate([np.array(prompt, np.int32) for prompt in PROMPTS])
     prompt_lengths = np.array([len(prompt) for prompt in PROMPTS], np.int32)
-    tokens, lengths, log_p, *_ = g.decoder.generate(
-        ids,
-        prompt_lengths,
-        max_new_tokens=20,
-        seeds=np.zeros(5, np.uint64),
-        greedy=True,
-        stop_token=STOP,
-    )
+    greedy = _core.SamplingOptions(max_new_tokens=20, greedy=True, stop_tokens=[STOP])
+    made = g.decoder.generate(ids, prompt_lengths, greedy, seeds=np.zeros(5, np.uint64))
+    tokens, lengths, log_p = made.tokens, made.lengths, made.log_probabilities
     found = search(g, PROMPTS, Options(width=1, max_new_tokens=20, stop_tokens=(STOP,)))
     assert lengths.min() < lengths.max()
     np.testing.assert_array_equal(found[1][:, 0], lengths)
@@ -276,10 +272,13 @@ def test_initial_states():
 def test_agreed_prefix(changes):
     """After every step what the specification says; together the best hypothesis."""
     g, options = language_model(), options_of(changes)
-    seen = [[] for _ in PROMPTS]
-    tokens, lengths, *_ = search(
-        g, PROMPTS, options, on_prefix=lambda source, ids: seen[source].append(tuple(ids.tolist()))
-    )
+    seen, ends = [[] for _ in PROMPTS], [[] for _ in PROMPTS]
+
+    def on_prefix(source, ids, ended):
+        seen[source].append(tuple(ids.tolist()))
+        ends[source].append(ended)
+
+    tokens, lengths, *_ = search(g, PROMPTS, options, on_prefix=on_prefix)
     for n, prompt in enumerate(PROMPTS):
         _, prefixes = reference_beam.beam_search(g.logits_of, tuple(prompt), options)
         so_far = ()
@@ -287,12 +286,13 @@ def test_agreed_prefix(changes):
             so_far += piece
             assert so_far == prefix
         assert so_far == tuple(tokens[n, 0, : lengths[n, 0]])
+        assert ends[n] == [False] * (len(prefixes) - 1) + [True]
 
 
 def test_the_prefix_comes_before_the_end():
     seen = []
     options = options_of({"stop_tokens": (), "max_new_tokens": 60})
-    search(language_model(), [[1]], options, on_prefix=lambda source, ids: seen.append(len(ids)))
+    search(language_model(), [[1]], options, on_prefix=lambda source, ids, ended: seen.append(len(ids)))
     assert len(seen) == sum(seen) == 60
     assert sum(seen[:-1]) > 30
 
@@ -300,7 +300,7 @@ def test_the_prefix_comes_before_the_end():
 def test_exception_in_callback_stops_and_propagates():
     g, calls = language_model(), []
 
-    def on_prefix(source, ids):
+    def on_prefix(source, ids, ended):
         calls.append(source)
         if len(calls) == 3:
             raise KeyError("enough")
@@ -314,7 +314,9 @@ def test_exception_in_callback_stops_and_propagates():
 def test_callback_may_search():
     g, inner = language_model(), []
     options = options_of({})
-    outer = search(g, [[1]], options, on_prefix=lambda source, ids: inner.append(search(g, [[1]], options)))
+    outer = search(
+        g, [[1]], options, on_prefix=lambda source, ids, ended: inner.append(search(g, [[1]], options))
+    )
     for one in inner:
         for array, other in zip(one, outer, strict=True):
             assert_same_bits(array, other)
@@ -371,11 +373,7 @@ def test_logits_that_are_not_numbers(value):
         ({"length_penalty": 31}, ValueError, "length_penalty must be"),
         ({"length_penalty": "1"}, TypeError, "length_penalty must be a number, got '1'"),
         ({"length_penalty": 1j}, TypeError, "length_penalty must be a number"),
-        (
-            {"length_penalty_form": "wu"},
-            ValueError,
-            "length_penalty_form must be 'plain' or 'gnmt', got 'wu'",
-        ),
+        ({"length_penalty_form": "wu"}, ValueError, "length_penalty_form must be 'plain' or 'gnmt', got"),
         ({"length_penalty_form": None}, ValueError, "length_penalty_form must be"),
         ({"early_stopping": "always"}, ValueError, "early_stopping must be True, False or 'never'"),
         ({"early_stopping": 1}, ValueError, "early_stopping must be"),
@@ -383,11 +381,15 @@ def test_logits_that_are_not_numbers(value):
         ({"stop_tokens": "ab"}, TypeError, "stop_tokens must be token ids"),
         ({"stop_tokens": [1.5]}, TypeError, "stop_tokens must be an int"),
         ({"stop_tokens": [-1]}, ValueError, "stop_tokens must be an int in 0 .. "),
-        ({"stop_tokens": [2, 11]}, ValueError, "stop_tokens must be below V=11, got 11"),
-        ({"banned_tokens": [99]}, ValueError, "banned_tokens must be below V=11, got 99"),
+        ({"stop_tokens": [2, 11]}, ValueError, "stop_tokens must lie in 0 .. 10, got 11"),
+        ({"banned_tokens": [99]}, ValueError, "banned_tokens must lie in 0 .. 10, got 99"),
         ({"repetition_penalty": 0.0}, ValueError, "repetition_penalty must be a finite number > 0, got 0.0"),
         ({"repetition_penalty": np.nan}, ValueError, "repetition_penalty must be"),
-        ({"no_repeat_ngram": -1}, ValueError, "no_repeat_ngram must be"),
+        ({"no_repeat_ngram_size": -1}, ValueError, "no_repeat_ngram_size must be"),
+        ({"forced_tokens": [1]}, TypeError, r"forced_tokens must be a dict, got \[1\]"),
+        ({"forced_tokens": {9: 1}}, ValueError, "a key of forced_tokens must be an int in 0 .. 8, got 9"),
+        ({"forced_tokens": {0: 11}}, ValueError, "forced_tokens must lie in 0 .. 10, got 11"),
+        ({"forced_tokens": {0: 3}, "banned_tokens": [3]}, ValueError, "forced_tokens must not be banned"),
     ],
     ids=str,
 )

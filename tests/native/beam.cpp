@@ -118,7 +118,7 @@ void test_type(int max_threads) {
   BeamOptions options;
   options.width = options.num_return = 6;
   options.max_new_tokens = 30;
-  options.stop_tokens = {0};
+  options.constraints.stop_tokens = {0};
   for (const ptrdiff_t groups : {1, 3}) {
     options.groups = groups;
     options.diversity_strength = groups > 1 ? 0.5 : 0;

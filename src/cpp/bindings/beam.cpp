@@ -35,13 +35,16 @@ double number(const py::handle& value, const std::string& name) {
   return x;
 }
 
+int32_t token_id(const py::handle& value, const std::string& name) {
+  return static_cast<int32_t>(integer(value, name, 0, std::numeric_limits<int32_t>::max()));
+}
+
 // Ascending, each once.
 std::vector<int32_t> token_ids(const py::handle& value, const std::string& name) {
   if (!py::isinstance<py::iterable>(value) || py::isinstance<py::str>(value))
     throw py::type_error(std::string(kFunction) + ": " + name + " must be token ids" + got(value));
   std::vector<int32_t> ids;
-  for (const py::handle id : value)
-    ids.push_back(static_cast<int32_t>(integer(id, name, 0, std::numeric_limits<int32_t>::max())));
+  for (const py::handle id : value) ids.push_back(token_id(id, name));
   std::sort(ids.begin(), ids.end());
   ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
   return ids;
@@ -52,10 +55,12 @@ PyBeamOptions make_options(const py::object& width, const py::object& num_return
                            const py::object& min_new_tokens, const py::object& length_penalty,
                            const py::object& length_penalty_form, const py::object& early_stopping,
                            const py::object& stop_tokens, const py::object& banned_tokens,
-                           const py::object& repetition_penalty, const py::object& no_repeat_ngram) {
+                           const py::object& forced_tokens, const py::object& repetition_penalty,
+                           const py::object& no_repeat_ngram_size) {
   using LengthPenalty = BeamOptions::LengthPenalty;
   using EarlyStopping = BeamOptions::EarlyStopping;
   BeamOptions o;
+  Constraints& c = o.constraints;
   o.width = integer(width, "width", 1, 1 << 16);
   o.num_return = integer(num_return, "num_return", 1, o.width);
   o.groups = integer(groups, "groups", 1, o.width);
@@ -67,7 +72,7 @@ PyBeamOptions make_options(const py::object& width, const py::object& num_return
   require(o.diversity_strength == 0 || o.groups > 1, kFunction,
           "diversity_strength needs more than one group" + got(diversity_strength));
   o.max_new_tokens = integer(max_new_tokens, "max_new_tokens", 1, kMost);
-  o.min_new_tokens = integer(min_new_tokens, "min_new_tokens", 0, o.max_new_tokens);
+  c.min_new_tokens = integer(min_new_tokens, "min_new_tokens", 0, o.max_new_tokens);
   o.length_penalty = number(length_penalty, "length_penalty");
   require(std::abs(o.length_penalty) <= kSteepest, kFunction,
           "length_penalty must be a number in -30 .. 30" + got(length_penalty));
@@ -79,15 +84,23 @@ PyBeamOptions make_options(const py::object& width, const py::object& num_return
   o.length_penalty_form = is(length_penalty_form, "gnmt") ? LengthPenalty::kGnmt : LengthPenalty::kPlain;
   require(PyBool_Check(early_stopping.ptr()) || is(early_stopping, "never"), kFunction,
           "early_stopping must be True, False or 'never'" + got(early_stopping));
-  o.early_stopping = is(early_stopping, "never")         ? EarlyStopping::kNever
+  o.early_stopping = is(early_stopping, "never")       ? EarlyStopping::kNever
                      : early_stopping.ptr() == Py_True ? EarlyStopping::kTrue
-                                                         : EarlyStopping::kFalse;
-  o.stop_tokens = token_ids(stop_tokens, "stop_tokens");
-  o.banned_tokens = token_ids(banned_tokens, "banned_tokens");
-  o.repetition_penalty = number(repetition_penalty, "repetition_penalty");
-  require(o.repetition_penalty > 0 && std::isfinite(o.repetition_penalty), kFunction,
+                                                       : EarlyStopping::kFalse;
+  c.stop_tokens = token_ids(stop_tokens, "stop_tokens");
+  c.banned_tokens = token_ids(banned_tokens, "banned_tokens");
+  if (!py::isinstance<py::dict>(forced_tokens))
+    throw py::type_error(std::string(kFunction) + ": forced_tokens must be a dict" + got(forced_tokens));
+  for (const auto& [index, token] : py::reinterpret_borrow<py::dict>(forced_tokens)) {
+    const int64_t at = integer(index, "a key of forced_tokens", 0, o.max_new_tokens - 1);
+    c.forced_tokens[at] = token_id(token, "forced_tokens");
+    require(!std::binary_search(c.banned_tokens.begin(), c.banned_tokens.end(), c.forced_tokens[at]),
+            kFunction, "forced_tokens must not be banned" + got(token));
+  }
+  c.repetition_penalty = number(repetition_penalty, "repetition_penalty");
+  require(c.repetition_penalty > 0 && std::isfinite(c.repetition_penalty), kFunction,
           "repetition_penalty must be a finite number > 0" + got(repetition_penalty));
-  o.no_repeat_ngram = integer(no_repeat_ngram, "no_repeat_ngram", 0, kMost);
+  c.no_repeat_ngram_size = integer(no_repeat_ngram_size, "no_repeat_ngram_size", 0, kMost);
   return {o};
 }
 
@@ -143,15 +156,16 @@ void bind_beam(py::module_& m) {
     }
   });
   const BeamOptions o;
+  const Constraints& c = o.constraints;
   py::class_<PyBeamOptions>(m, "BeamOptions")
       .def(py::init(&make_options), py::kw_only(), py::arg("width") = o.width,
            py::arg("num_return") = o.num_return, py::arg("groups") = o.groups,
            py::arg("diversity_strength") = o.diversity_strength, py::arg("max_new_tokens"),
-           py::arg("min_new_tokens") = o.min_new_tokens, py::arg("length_penalty") = o.length_penalty,
+           py::arg("min_new_tokens") = c.min_new_tokens, py::arg("length_penalty") = o.length_penalty,
            py::arg("length_penalty_form") = "plain", py::arg("early_stopping") = false,
            py::arg("stop_tokens") = py::tuple(), py::arg("banned_tokens") = py::tuple(),
-           py::arg("repetition_penalty") = o.repetition_penalty,
-           py::arg("no_repeat_ngram") = o.no_repeat_ngram);
+           py::arg("forced_tokens") = py::dict(), py::arg("repetition_penalty") = c.repetition_penalty,
+           py::arg("no_repeat_ngram_size") = c.no_repeat_ngram_size);
   py::reinterpret_borrow<py::class_<PyDecoder>>(m.attr("LanguageModelDecoder"))
       .def("beam_search", &search_language_model, py::arg("prompts"), py::arg("prompt_lengths"),
            py::arg("options"), py::kw_only(), py::arg("h0") = py::none(), py::arg("c0") = py::none(),

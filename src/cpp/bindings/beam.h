@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "bindings/support.h"
+#include "bindings/generation.h"
 #include "decode/beam.h"
 
 namespace fusedlstm {
@@ -18,30 +18,21 @@ struct PyBeamOptions {
 
 // The ids of the options exist, and the rows can be counted.
 inline void check_beam_options(const BeamOptions& options, ptrdiff_t N, ptrdiff_t V, const char* function) {
-  const auto check = [&](const std::vector<int32_t>& tokens, const char* argument) {
-    if (!tokens.empty())  // in ascending order
-      require(tokens.back() < V, function,
-              std::string(argument) + " must be below V=" + std::to_string(V) + ", got " +
-                  std::to_string(tokens.back()));
-  };
-  check(options.stop_tokens, "stop_tokens");
-  check(options.banned_tokens, "banned_tokens");
+  check_constraints(options.constraints, V, function);
   require(N <= std::numeric_limits<int32_t>::max() / options.width, function,
           "N times width must be below 2^31, got " + std::to_string(N) + " times " +
               std::to_string(options.width));
 }
 
-// on_prefix(source, ids) in Python, or nothing for None. The object must outlive the callback.
-inline std::function<void(ptrdiff_t, const std::vector<int32_t>&)> prefix_callback(
+// on_prefix(source, ids, ended) in Python, or nothing for None. The object must outlive the callback.
+inline std::function<void(ptrdiff_t, const std::vector<int32_t>&, bool)> prefix_callback(
     const py::object& on_prefix, const char* function) {
   if (on_prefix.is_none()) return {};
-  if (!PyCallable_Check(on_prefix.ptr()))
-    throw py::type_error(std::string(function) + ": on_prefix must be callable, got " +
-                         std::string(py::str(py::type::handle_of(on_prefix).attr("__name__"))));
-  return [&on_prefix](ptrdiff_t source, const std::vector<int32_t>& ids) {
+  check_callable(on_prefix, function, "on_prefix");
+  return [&on_prefix](ptrdiff_t source, const std::vector<int32_t>& ids, bool ended) {
     wait_if_finalizing();
     const py::gil_scoped_acquire gil;
-    on_prefix(source, py::array_t<int32_t>(static_cast<ptrdiff_t>(ids.size()), ids.data()));
+    on_prefix(source, tokens_array(ids), ended);
   };
 }
 

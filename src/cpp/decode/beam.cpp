@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "decode/processors.h"
 #include "runtime/memory.h"
 
 namespace fusedlstm {
@@ -29,7 +30,8 @@ class Search {
         V_(rows.vocabulary()),
         beams_of_group_(options.width / options.groups),
         // Enough for W / G beams when all stop tokens and all tokens of earlier groups are in the way.
-        candidates_of_row_(std::min(V_, options.width + static_cast<ptrdiff_t>(options.stop_tokens.size()))),
+        candidates_of_row_(
+            std::min(V_, options.width + static_cast<ptrdiff_t>(options.constraints.stop_tokens.size()))),
         logits_(N_ * options.width * V_),
         sources_(static_cast<size_t>(N_)),
         candidates_(static_cast<size_t>(N_ * options.width)) {
@@ -48,7 +50,7 @@ class Search {
 
   std::vector<std::vector<Hypothesis<T>>> run(const Poll& poll) {
     std::vector<Buffer<T>> scratch;
-    for (int t = 0; t < num_threads(); ++t) scratch.emplace_back(V_);
+    for (int t = 0; t < num_threads(); ++t) scratch.emplace_back(2 * V_);
     run_job(static_cast<int>(scratch.size()), poll, [&](Team& team) {
       const T* logits = request_.logits;
       if (!logits) {
@@ -86,12 +88,12 @@ class Search {
   struct Node {
     ptrdiff_t parent;
     int32_t token;
-    T log_probability;  // under the model, before the rules
+    T log_probability;  // under the model, before the constraints
   };
   struct Beam {  // what a row of the model holds
     int32_t source;
     ptrdiff_t node;
-    double sum;  // of log-probabilities after the rules
+    double sum;  // of log-probabilities after the constraints
   };
   struct Candidate {
     double sum;
@@ -127,7 +129,8 @@ class Search {
     for (; node != kRoot; node = source.nodes[static_cast<size_t>(node)].parent)
       ids.push_back(source.nodes[static_cast<size_t>(node)].token);
     std::reverse(ids.begin() + static_cast<ptrdiff_t>(begin), ids.end());
-    ids.erase(ids.begin() + static_cast<ptrdiff_t>(begin), ids.begin() + static_cast<ptrdiff_t>(begin) + skip);
+    ids.erase(ids.begin() + static_cast<ptrdiff_t>(begin),
+              ids.begin() + static_cast<ptrdiff_t>(begin) + skip);
   }
 
   double length_penalty(ptrdiff_t length) const {
@@ -136,62 +139,51 @@ class Search {
                     options_.length_penalty);
   }
 
-  void apply_rules(const Beam& beam, ptrdiff_t step, T* log_p) const {
-    const T never = -std::numeric_limits<T>::infinity();
-    const ptrdiff_t n = options_.no_repeat_ngram;
-    if (options_.repetition_penalty != 1 || n > 0) {
-      const Source& source = sources_[static_cast<size_t>(beam.source)];
-      std::vector<int32_t> ids = source.context;
-      append_path(source, beam.node, 0, ids);
-      const ptrdiff_t count = static_cast<ptrdiff_t>(ids.size());
-      std::vector<int32_t> repeats;  // what would complete an n-gram that is there already
-      for (ptrdiff_t j = 0; n > 0 && j + n <= count; ++j)
-        if (std::equal(ids.end() - (n - 1), ids.end(), ids.begin() + j))
-          repeats.push_back(ids[static_cast<size_t>(j + n - 1)]);
-      std::sort(ids.begin(), ids.end());
-      ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
-      const T penalty = static_cast<T>(options_.repetition_penalty);
-      for (const int32_t token : ids)
-        if (penalty != 1) log_p[token] = log_p[token] < 0 ? log_p[token] * penalty : log_p[token] / penalty;
-      for (const int32_t token : repeats) log_p[token] = never;
+  // scores = log_p under the constraints
+  void constrain_row(const Beam& beam, ptrdiff_t step, const T* log_p, T* scores) const {
+    const Source& source = sources_[static_cast<size_t>(beam.source)];
+    const ptrdiff_t prompt = static_cast<ptrdiff_t>(source.context.size());
+    if (!is_constrained(options_.constraints, {nullptr, prompt + step, prompt})) {
+      std::copy(log_p, log_p + V_, scores);
+      return;
     }
-    for (const int32_t token : options_.banned_tokens) log_p[token] = never;
-    if (step < options_.min_new_tokens)
-      for (const int32_t token : options_.stop_tokens) log_p[token] = never;
+    std::vector<int32_t> ids = source.context;
+    append_path(source, beam.node, 0, ids);
+    constrain(options_.constraints, {ids.data(), prompt + step, prompt}, nullptr, V_, log_p, scores);
   }
 
   // The best continuations of one row, best first, lower ids first among equals: one pass over V, in which
   // few elements pass the worst one kept.
-  void find_candidates(ptrdiff_t row, ptrdiff_t step, const T* logits, T* log_p) {
+  void find_candidates(ptrdiff_t row, ptrdiff_t step, const T* logits, T* scratch) {
     const Beam& beam = beams_[static_cast<size_t>(row)];
     T largest;
     const T log_sum = kernels_.softmax_row(V_, logits, T(1), nullptr, &largest);
     if (!(log_sum - log_sum == 0 && largest - largest == 0))
       throw NotNumbers("the logits of source " + std::to_string(beam.source) + " at new token " +
                        std::to_string(step) + " are not finite");
+    T *const log_p = scratch, *const scores = scratch + V_;
     for (ptrdiff_t j = 0; j < V_; ++j) log_p[j] = (logits[j] - largest) - log_sum;
-    apply_rules(beam, step, log_p);
+    constrain_row(beam, step, log_p, scores);
 
     std::vector<Candidate>& best = candidates_[static_cast<size_t>(row)];
     best.clear();
     T threshold = -std::numeric_limits<T>::infinity();
     const auto offer = [&](ptrdiff_t j) {
-      const double sum = beam.sum + static_cast<double>(log_p[j]);
+      const double sum = beam.sum + static_cast<double>(scores[j]);
       const bool full = static_cast<ptrdiff_t>(best.size()) == candidates_of_row_;
       if (full && !(sum > best.back().sum)) return;  // rounded to the same sum
       if (full) best.pop_back();
       const auto place = std::upper_bound(best.begin(), best.end(), sum,
                                           [](double a, const Candidate& b) { return a > b.sum; });
-      best.insert(place, {sum, 0, static_cast<int32_t>(row), static_cast<int32_t>(j),
-                          (logits[j] - largest) - log_sum});
-      if (static_cast<ptrdiff_t>(best.size()) == candidates_of_row_) threshold = log_p[best.back().token];
+      best.insert(place, {sum, 0, static_cast<int32_t>(row), static_cast<int32_t>(j), log_p[j]});
+      if (static_cast<ptrdiff_t>(best.size()) == candidates_of_row_) threshold = scores[best.back().token];
     };
     for (ptrdiff_t block = 0; block < V_; block += kScanBlock) {
       const ptrdiff_t end = std::min(block + kScanBlock, V_);
       int any = 0;
-      for (ptrdiff_t j = block; j < end; ++j) any |= log_p[j] > threshold;
+      for (ptrdiff_t j = block; j < end; ++j) any |= scores[j] > threshold;
       for (ptrdiff_t j = block; any && j < end; ++j)
-        if (log_p[j] > threshold) offer(j);
+        if (scores[j] > threshold) offer(j);
     }
   }
 
@@ -212,7 +204,7 @@ class Search {
           pool.push_back(candidate);
         }
       }
-      const size_t most = static_cast<size_t>(W) * (1 + options_.stop_tokens.size());
+      const size_t most = static_cast<size_t>(W) * (1 + options_.constraints.stop_tokens.size());
       const auto end = pool.begin() + static_cast<ptrdiff_t>(std::min(pool.size(), most));
       std::partial_sort(pool.begin(), end, pool.end(), [](const Candidate& a, const Candidate& b) {
         if (a.sum != b.sum) return a.sum > b.sum;
@@ -221,11 +213,11 @@ class Search {
       std::vector<int32_t> tokens;
       const bool last = step + 1 == options_.max_new_tokens;
       for (auto candidate = pool.begin(); candidate != end; ++candidate) {
-        const bool stops = among(options_.stop_tokens, candidate->token), ends = stops || last;
+        const bool stops = among(options_.constraints.stop_tokens, candidate->token), ends = stops || last;
         if (ends ? candidate - pool.begin() >= W : static_cast<ptrdiff_t>(group.next.size()) == W) continue;
         const ptrdiff_t node = static_cast<ptrdiff_t>(source.nodes.size());
-        source.nodes.push_back({beams_[static_cast<size_t>(candidate->row)].node, candidate->token,
-                                candidate->log_probability});
+        source.nodes.push_back(
+            {beams_[static_cast<size_t>(candidate->row)].node, candidate->token, candidate->log_probability});
         if (!stops) tokens.push_back(candidate->token);
         if (ends)
           finish(group, {candidate->sum / length_penalty(step + 1), node});
@@ -302,7 +294,7 @@ class Search {
     const std::vector<Finished> best = n_best(source);
     if (!best.empty()) agree(best.front().node);
     source.agreed += static_cast<ptrdiff_t>(agreed.size());
-    request_.on_prefix(n, agreed);
+    request_.on_prefix(n, agreed, source.ended);
   }
 
   std::vector<Finished> n_best(const Source& source) const {

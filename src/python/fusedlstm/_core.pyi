@@ -426,6 +426,28 @@ class Generation:
     @property
     def states(self) -> Float: ...  # (R, S): before each sequence's last token was fed
 
+class BeamOptions:
+    """How a beam search goes, checked; `fusedlstm.generation.BeamSearch` says what each option means."""
+
+    def __init__(
+        self,
+        *,
+        width: int = 5,
+        num_return: int = 1,
+        groups: int = 1,
+        diversity_strength: float = 0.0,
+        max_new_tokens: int,
+        min_new_tokens: int = 0,
+        length_penalty: float = 1.0,
+        length_penalty_form: str = "plain",
+        early_stopping: bool | str = False,
+        stop_tokens: Sequence[int] | Int = (),
+        banned_tokens: Sequence[int] | Int = (),
+        forced_tokens: Mapping[int, int] = {},
+        repetition_penalty: float = 1.0,
+        no_repeat_ngram_size: int = 0,
+    ) -> None: ...
+
 class LanguageModelDecoder:
     """What a generation loop needs, prepared once: layers, the table embedding @ W_ih^T + b, output layer.
 
@@ -450,6 +472,17 @@ class LanguageModelDecoder:
         processor: Processor | None = None,
         token_mask: TokenMask | None = None,
     ) -> Generation: ...
+    # tokens (N, R, T), lengths (N, R), scores (N, R), log-probabilities (N, R, T) of the R = num_return best
+    def beam_search(
+        self,
+        prompts: Int,
+        prompt_lengths: Int,
+        options: BeamOptions,
+        *,
+        h0: Float | None = None,
+        c0: Float | None = None,
+        on_prefix: Callable[[int, Int, bool], object] | None = None,
+    ) -> tuple[Int, Int, Float, Float]: ...
 
 class GenerationSession:
     """Sequences of one model, stepped together; `fusedlstm.generation.Session` says what each method does."""
