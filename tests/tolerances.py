@@ -21,6 +21,8 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "int8 forward": (5e-2, 0.0, "weights and inputs in 127 steps of their largest; 12 steps, two layers"),
     "torch forward": (1e-6, 3e-15, "both sides round"),
     "torch backward": (5e-6, 8e-15, "both sides round"),
+    "attention forward": (4e-6, 5e-15, "as lstm forward, with sums over source positions"),
+    "attention backward": (5e-6, 1.5e-14, "as lstm backward, through scores that are differences of sums"),
     "golden": (0.0, 3e-15, "float64 PyTorch against the float64 specification: summation order only"),
     "finite differences": (0.0, 1.5e-9, "step 1e-5: truncation about 1e-10, cancellation eps / step = 2e-11"),
     "linear": (2e-6, 5e-15, "rounding of sums of at most 300 terms"),
