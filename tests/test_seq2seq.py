@@ -546,7 +546,6 @@ def test_files_of_other_models_are_refused(tmp_path):
     ],
 )
 def test_inconsistent_files_are_refused(change, message, tmp_path):
-    import json
 
     from fusedlstm.io import read_tensors, write_tensors
 

@@ -326,7 +326,7 @@ class AttentionDecoder:
         options: BeamOptions,
         memory: Float | None = None,
         memory_lengths: Int | None = None,
-        on_prefix: Callable[[int, Int], object] | None = None,
+        on_prefix: Callable[[int, Int, bool], object] | None = None,
     ) -> tuple[Int, Int, Float, Float]: ...
 
 def attention_decoder_forward(

@@ -27,8 +27,8 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "translate",
         help="translate lines with a trained encoder-decoder",
-        description="Translate every line of UTF-8 text files, or of standard input as lines come, with a model "
-        "of fusedlstm train-pairs. One line is written for each, at once.",
+        description="Translate every line of UTF-8 text files, or of standard input as lines come, with a "
+        "model of fusedlstm train-pairs. One line is written for each, at once.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("model", metavar="MODEL", help="file written by fusedlstm train-pairs")

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from fusedlstm import _core
 from fusedlstm.data import PairBatch, PairBatches, Tokenizer, TokenizerPair
 from fusedlstm.data.pairs import Epoch, pad, source_ids
-from fusedlstm.generation import GeneratedText, Sampling
-from fusedlstm.generation.beam import BeamSearch, Hypothesis
-from fusedlstm.generation.pieces import text_pieces
+from fusedlstm.generation import BeamSearch, GeneratedText, Hypothesis, Sampling
+from fusedlstm.generation._loop import iterate
 from fusedlstm.generation.stream import cut
 from fusedlstm.io import FormatError, ModelSchema, Option, load_model, save_model
 from fusedlstm.models.alignment import Alignment, corpus_bleu
@@ -711,10 +710,10 @@ class Seq2Seq(Module):
 
         def run(on_text: Callable[[str], None]) -> None:
             pieces = _Pieces(self.tokenizers.target, on_text)
-            found = self._hypotheses(read, search, lambda _, ids: pieces.push(ids))
+            found = self._hypotheses(read, search, lambda _, ids, ended: pieces.push(ids))
             pieces.finish(found[0][0].text)
 
-        return text_pieces(run)
+        return iterate(run)
 
     @overload
     def beam_search(self, source: str, *, batch_size: int = ..., **options: Any) -> list[Hypothesis]: ...
@@ -766,7 +765,7 @@ class Seq2Seq(Module):
         self,
         read: dict[str, Any],
         search: BeamSearch,
-        on_prefix: Callable[[int, Int], object] | None = None,
+        on_prefix: Callable[[int, Int, bool], object] | None = None,
     ) -> list[list[Hypothesis]]:
         """The best hypotheses of every source that was read."""
         target = self.tokenizers.target
@@ -1085,7 +1084,8 @@ class _Pieces:
         self._write(text)
 
     def _write(self, text: str) -> None:
-        self._on_text(text[self._written :])
+        if len(text) > self._written:
+            self._on_text(text[self._written :])
         self._written = max(self._written, len(text))
 
 
