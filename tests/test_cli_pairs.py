@@ -82,7 +82,8 @@ def test_training_says_what_came_out(folder, capsys, tmp_path):
 
 def test_recipe_is_sutskevers_and_options_win(folder, tmp_path):
     words = ["train-pairs", "de", "en", "-o", str(tmp_path / "m"), "--recipe", "sutskever2014",
-             "--hidden", "4", "--embedding", "4", "--batch", "6", "--epochs", "6", "--log", str(tmp_path / "log"),
+             "--hidden", "4", "--embedding", "4", "--batch", "6", "--epochs", "6",
+             "--log", str(tmp_path / "log"),
              "--no-progress"]  # fmt: skip
     assert main(words) == 0
     events = read_log(tmp_path / "log")
