@@ -306,6 +306,32 @@ class AttentionDecoder:
         h0: Float | None = None,
         c0: Float | None = None,
     ) -> tuple[Float, Float | None]: ...
+    def generate(
+        self,
+        *,
+        h0: Float,
+        c0: Float | None,
+        start_token: int,
+        options: SamplingOptions,
+        seeds: NDArray[np.uint64],
+        memory: Float | None = None,
+        memory_lengths: Int | None = None,
+        on_tokens: Callable[[Int, Int], object] | None = None,
+        processor: Processor | None = None,
+        token_mask: TokenMask | None = None,
+    ) -> Generation: ...
+    # tokens (N, R, T), lengths (N, R), scores (N, R), log-probabilities (N, R, T), R = num_return
+    def beam_search(
+        self,
+        *,
+        h0: Float,
+        c0: Float | None,
+        start_token: int,
+        options: BeamOptions,
+        memory: Float | None = None,
+        memory_lengths: Int | None = None,
+        on_prefix: Callable[[int, Int, bool], object] | None = None,
+    ) -> tuple[Int, Int, Float, Float]: ...
 
 def attention_decoder_forward(
     lstm: PackedLSTM,

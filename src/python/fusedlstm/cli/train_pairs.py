@@ -169,7 +169,7 @@ def add_parser(commands: Any) -> None:
         "--scheduled-steps",
         type=positive,
         metavar="K",
-        help="of linear: steps until it would always; of inverse-sigmoid: k; of exponential: steps until half",
+        help="linear: steps until always; exponential: steps until half of the time; inverse-sigmoid: k",
     )
     training.add_argument(
         "--scheduled-final",

@@ -27,8 +27,8 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "translate",
         help="translate lines with a trained encoder-decoder",
-        description="Translate every line of UTF-8 text files, or of standard input as lines come, with a model "
-        "of fusedlstm train-pairs. One line is written for each, at once.",
+        description="Translate every line of UTF-8 text files, or of standard input as lines come, with a "
+        "model of fusedlstm train-pairs. One line is written for each, at once.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("model", metavar="MODEL", help="file written by fusedlstm train-pairs")
@@ -103,13 +103,17 @@ def _lines(files: list[str]) -> Iterator[str]:
             yield from read_lines(path)
         return
     for number, raw in enumerate(sys.stdin.buffer, start=1):
-        try:
-            yield raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"standard input: line {number} is not UTF-8: byte 0x{raw[error.start]:02x} at offset "
-                f"{error.start}"
-            ) from None
+        yield _decoded(raw, number)
+
+
+def _decoded(raw: bytes, number: int) -> str:
+    try:
+        return raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"standard input: line {number} is not UTF-8: byte 0x{raw[error.start]:02x} at offset "
+            f"{error.start}"
+        ) from None
 
 
 def _batches(lines: Iterator[str], size: int) -> Iterator[list[str]]:

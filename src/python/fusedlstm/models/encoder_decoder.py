@@ -485,14 +485,14 @@ class Decoder(Module):
             init=init,
             seed=derive_seed(seed, _OUTPUT),
         )
-        self._native: tuple[Any, Any] | None = None
+        self._native: tuple[_core.PackedLSTM, _core.AttentionDecoder] | None = None
         super().__init__(dtype, children=children)
 
     def _drop_packed(self) -> None:
         self._native = None
 
     @property
-    def native(self) -> Any:
+    def native(self) -> _core.AttentionDecoder:
         """The native loops that write targets, for the present parameters."""
         packed = self.layers.lstm.packed  # another one once the LSTM computes in another type
         if self._native is None or self._native[0] is not packed:

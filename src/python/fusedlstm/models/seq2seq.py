@@ -6,16 +6,17 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusedlstm import _core
-from fusedlstm.data import PairBatch, PairBatches, TokenizerPair
+from fusedlstm.data import PairBatch, PairBatches, Tokenizer, TokenizerPair
 from fusedlstm.data.pairs import Epoch, pad, source_ids
-from fusedlstm.generation import BeamSearch, Hypothesis, Sampling
+from fusedlstm.generation import BeamSearch, GeneratedText, Hypothesis, Sampling
+from fusedlstm.generation._loop import iterate
 from fusedlstm.generation.stream import cut
 from fusedlstm.io import FormatError, ModelSchema, Option, load_model, save_model
 from fusedlstm.models.alignment import Alignment, corpus_bleu
@@ -277,6 +278,69 @@ class Seq2Seq(Module):
         super().__init__(
             dtype, children={"encoder": self.encoder, "bridge": self.bridge, "decoder": self.decoder}
         )
+
+    @classmethod
+    def preset(cls, name: str, tokenizers: TokenizerPair, **changes: Any) -> tuple[Seq2Seq, dict[str, Any]]:
+        """Model and training options of a published experiment.
+
+        "sutskever2014": 4 layers of 1000 units and embeddings of 1000, sources reversed, every parameter
+        from U(-0.08, 0.08); SGD at 0.7, halved every half epoch after 5; 7.5 epochs in the paper and 8 here;
+        batches of 128 pairs of similar lengths, gradients divided by 128 and bounded to a norm of 5. The
+        paper then searched with 2 to 12 beams; its vocabularies had 160,000 and 80,000 words.
+
+        Parameters
+        ----------
+        name : str
+            "sutskever2014".
+        tokenizers : TokenizerPair
+            Of source and target.
+        **changes
+            Options of the model that shall be others, such as ``hidden_size``.
+
+        Returns
+        -------
+        model : Seq2Seq
+        options : dict
+            For `fit`.
+
+        Raises
+        ------
+        ValueError
+            If there is no preset of that name.
+
+        References
+        ----------
+        Sutskever, Vinyals and Le: Sequence to sequence learning with neural networks, 2014, section 3.4.
+
+        Examples
+        --------
+        >>> from fusedlstm import Seq2Seq
+        >>> from fusedlstm.data import Tokenizer, TokenizerPair
+        >>> byte = Tokenizer("byte")
+        >>> model, options = Seq2Seq.preset("sutskever2014", TokenizerPair(byte, byte), hidden_size=8)
+        >>> history = model.fit([("abc", "cba")] * 20, **{**options, "epochs": 1, "progress": False})
+        >>> history.epochs[0]["lr"]
+        0.7
+        """
+        from fusedlstm.training import SGD, StepDecay
+
+        if name != "sutskever2014":
+            raise ValueError(f"Seq2Seq.preset: name must be 'sutskever2014', got {name!r}")
+        model: dict[str, Any] = {
+            "hidden_size": 1000,
+            "num_layers": 4,
+            "reverse_source": True,
+            "init": ("uniform", 0.08),
+        }
+        options = {
+            "optimiser": SGD(0.7),
+            "schedule": StepDecay(0.5, after=5, every=0.5),
+            "clip": 5.0,
+            "loss_scale": "batch",
+            "batch_size": 128,
+            "epochs": 8,
+        }
+        return cls(tokenizers, **{**model, **changes}), options
 
     def config(self) -> dict[str, Any]:
         """Sizes and options, as plain JSON values."""
@@ -609,10 +673,47 @@ class Seq2Seq(Module):
         UserWarning
             A source is longer than any in training: such translations tend to be poor.
         """
-        found = self.beam_search(
-            source, width=beam, max_new_tokens=max_new_tokens, batch_size=batch_size, **options
-        )
-        return found[0].text if isinstance(source, str) else [best[0].text for best in found]
+        options = {**options, "width": beam, "max_new_tokens": max_new_tokens}
+        if isinstance(source, str):
+            best: str = self.beam_search(source, **options)[0].text
+            return best
+        return [found[0].text for found in self.beam_search(source, batch_size=batch_size, **options)]
+
+    def stream(
+        self, source: str, *, beam: int = 1, max_new_tokens: int = 200, **options: Any
+    ) -> Generator[str, None, None]:
+        """Iterate over the pieces of a translation as they are fixed; joined they are what `translate` gives.
+
+        With more than one beam a piece is fixed when all of them agree on it.
+
+        Parameters
+        ----------
+        source : str
+            As for `translate`.
+        beam, max_new_tokens, **options
+            As for `translate`.
+
+        Returns
+        -------
+        generator of str
+            Closing it stops the native loop.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `translate`; at the call, not at the first piece.
+        """
+        if not isinstance(source, str):
+            raise TypeError(f"stream: source must be a str, got {type(source).__name__}")
+        search = self._search({**options, "width": beam, "max_new_tokens": max_new_tokens})
+        read = self._read(self._sources([source], "stream"))
+
+        def run(on_text: Callable[[str], None]) -> None:
+            pieces = _Pieces(self.tokenizers.target, on_text)
+            found = self._hypotheses(read, search, lambda _, ids, ended: pieces.push(ids))
+            pieces.finish(found[0][0].text)
+
+        return iterate(run)
 
     @overload
     def beam_search(self, source: str, *, batch_size: int = ..., **options: Any) -> list[Hypothesis]: ...
@@ -644,8 +745,15 @@ class Seq2Seq(Module):
         ValueError, TypeError
             As `translate`.
         """
+        search = self._search(options)
+        return self._in_batches(
+            source, "beam_search", batch_size, lambda read, _: self._hypotheses(read, search)
+        )
+
+    def _search(self, options: Mapping[str, Any]) -> BeamSearch:
+        """Options of a search whose hypotheses end with ``<eos>`` and have no ``<bos>``."""
         target = self.tokenizers.target
-        search = BeamSearch(
+        return BeamSearch(
             **{
                 **options,
                 "stop_tokens": [target.end, *options.get("stop_tokens", ())],
@@ -653,23 +761,30 @@ class Seq2Seq(Module):
             }
         )
 
-        def run(memory: dict[str, Any], numbers: Sequence[int]) -> list[list[Hypothesis]]:
-            arrays = self.decoder.native.beam_search(**memory, start_token=target.begin, options=search.core)
-            return [
-                [
-                    Hypothesis(
-                        text=target.decode(ids[:length]),
-                        score=float(score),
-                        tokens=ids[:length].copy(),
-                        log_probabilities=log_p[:length].copy(),
-                    )
-                    for ids, length, score, log_p in zip(*row, strict=True)
-                    if length
-                ]
-                for row in zip(*arrays, strict=True)
+    def _hypotheses(
+        self,
+        read: dict[str, Any],
+        search: BeamSearch,
+        on_prefix: Callable[[int, Int, bool], object] | None = None,
+    ) -> list[list[Hypothesis]]:
+        """The best hypotheses of every source that was read."""
+        target = self.tokenizers.target
+        arrays = self.decoder.native.beam_search(
+            **read, start_token=target.begin, options=search.core, on_prefix=on_prefix
+        )
+        return [
+            [
+                Hypothesis(
+                    text=target.decode(ids[:length]),
+                    score=float(score),
+                    tokens=ids[:length].copy(),
+                    log_probabilities=log_p[:length].copy(),
+                )
+                for ids, length, score, log_p in zip(*row, strict=True)
+                if length
             ]
-
-        return self._in_batches(source, "beam_search", batch_size, run)
+            for row in zip(*arrays, strict=True)
+        ]
 
     @overload
     def generate(
@@ -705,28 +820,94 @@ class Seq2Seq(Module):
         ValueError, TypeError
             As `translate`.
         """
+        made = self.sample(source, max_new_tokens=max_new_tokens, batch_size=batch_size, **options)
+        return made[0].text if isinstance(source, str) else [each.text for each in made]
+
+    def sample(
+        self,
+        source: str | Sequence[str],
+        *,
+        max_new_tokens: int = 200,
+        num_sequences: int = 1,
+        top_log_probabilities: int = 0,
+        processor: _core.Processor | None = None,
+        token_mask: _core.TokenMask | None = None,
+        batch_size: int = 32,
+        **options: Any,
+    ) -> list[GeneratedText]:
+        """Translate like `generate`, with all that is known of every token.
+
+        Parameters
+        ----------
+        source, max_new_tokens, batch_size, **options
+            As for `generate`.
+        num_sequences : int
+            Translations of each source, which is read once. Number ``i`` of source ``b`` has
+            ``r = b num_sequences + i`` and the seed ``seed + r``.
+        top_log_probabilities : int
+            How many of the most probable tokens to report at each step.
+        processor, token_mask : callable, optional
+            As in `LanguageModel.sample`; all sources are then one batch.
+
+        Returns
+        -------
+        list of GeneratedText
+            In the order of ``r``.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `translate`.
+        """
         target = self.tokenizers.target
         sampling = Sampling(
             **{
                 **options,
                 "max_new_tokens": max_new_tokens,
+                "num_sequences": num_sequences,
+                "top_log_probabilities": top_log_probabilities,
                 "stop_tokens": [target.end, *options.get("stop_tokens", ())],
                 "banned_tokens": [target.begin, *options.get("banned_tokens", ())],
             }
         )
-        if sampling.num_sequences != 1:
-            raise ValueError(f"generate: num_sequences must be 1, got {sampling.num_sequences}")
         core = sampling.core(target.texts if sampling.stop_strings else None)
+        together = processor is not None or token_mask is not None  # a hook counts the rows of the call
 
-        def run(memory: dict[str, Any], numbers: Sequence[int]) -> list[str]:
-            seeds = sampling.seeds(max(numbers) + 1)[list(numbers)]
-            made = self.decoder.native.generate(**memory, start_token=target.begin, options=core, seeds=seeds)
-            return [
-                cut(target.decode(ids[:length]), int(behind))
-                for ids, length, behind in zip(made.tokens, made.lengths, made.behind, strict=True)
+        def run(read: dict[str, Any], numbers: Sequence[int]) -> list[list[GeneratedText]]:
+            seeds = sampling.seeds((max(numbers) + 1) * num_sequences).reshape(-1, num_sequences)
+            made = self.decoder.native.generate(
+                **read,
+                start_token=target.begin,
+                options=core,
+                seeds=seeds[list(numbers)].reshape(-1),
+                processor=processor,
+                token_mask=token_mask,
+            )
+            texts = [
+                GeneratedText(
+                    text=cut(target.decode(ids[:length]), int(behind)),
+                    tokens=ids[:length].copy(),
+                    log_probabilities=log_p[:length].copy(),
+                    top_tokens=top[:length].copy(),
+                    top_log_probabilities=top_log_p[:length].copy(),
+                    finish=finish,
+                )
+                for ids, length, behind, log_p, top, top_log_p, finish in zip(
+                    made.tokens,
+                    made.lengths,
+                    made.behind,
+                    made.log_probabilities,
+                    made.top_tokens,
+                    made.top_log_probabilities,
+                    made.finish,
+                    strict=True,
+                )
             ]
+            return [texts[first : first + num_sequences] for first in range(0, len(texts), num_sequences)]
 
-        return self._in_batches(source, "generate", batch_size, run)
+        sources = [source] if isinstance(source, str) else list(source)
+        made = self._in_batches(sources, "sample", batch_size, run, together=together)
+        return [text for each in made for text in each]
 
     def _in_batches(
         self,
@@ -734,12 +915,18 @@ class Seq2Seq(Module):
         who: str,
         batch_size: int,
         run: Callable[[dict[str, Any], Sequence[int]], list[Any]],
+        *,
+        together: bool = False,
     ) -> Any:
         """What ``run`` makes of memories, states and numbers of sources, similar lengths together."""
         texts = [source] if isinstance(source, str) else list(source)
         batch_size = integer(batch_size, "batch_size", 1)
         encoded = self._sources(texts, who)
-        order = sorted(range(len(encoded)), key=lambda number: -len(encoded[number]))
+        order = list(range(len(encoded)))
+        if together:
+            batch_size = max(len(order), 1)
+        else:
+            order.sort(key=lambda number: -len(encoded[number]))
         results: list[Any] = [None] * len(encoded)
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
@@ -781,15 +968,10 @@ class Seq2Seq(Module):
         self._sources([source], "alignment")
         batch = self._batches([(source, wanted)], 1).batch([0])
         memory, final = self.encoder(batch.source, batch.source_lengths)
-        _, tape = self.decoder.layers.forward(
-            self.decoder.embedding(batch.inputs),
-            memory,
-            memory_lengths=batch.source_lengths,
-            state=self.bridge(final),
-            seed=0,
-        )
-        assert tape.weights is not None  # there is attention
-        weights = tape.weights[0]
+        h0, c0 = self.bridge(final)
+        _, steps = self.decoder.native.logits(batch.inputs, memory, batch.source_lengths, h0=h0, c0=c0)
+        assert steps is not None  # there is attention
+        weights = steps[0]
         if self.reverse_source:
             weights = np.concatenate([weights[:, -2::-1], weights[:, -1:]], axis=1)
         end = "<eos>"
@@ -881,6 +1063,30 @@ class Seq2Seq(Module):
         model.longest_source = longest
         model.load_state_dict(file.tensors)
         return model
+
+
+class _Pieces:
+    """Tokens of one target to pieces of its text, as they are fixed."""
+
+    def __init__(self, tokenizer: Tokenizer, on_text: Callable[[str], None]) -> None:
+        self._tokenizer, self._on_text = tokenizer, on_text
+        self._ids: list[int] = []
+        self._written = 0
+
+    def push(self, ids: Int) -> None:
+        self._ids += ids.tolist()
+        text = self._tokenizer.decode(self._ids)
+        if self._tokenizer.kind == "byte":
+            text = text.rstrip("\ufffd")  # perhaps the beginning of a character
+        self._write(text)
+
+    def finish(self, text: str) -> None:
+        self._write(text)
+
+    def _write(self, text: str) -> None:
+        if len(text) > self._written:
+            self._on_text(text[self._written :])
+        self._written = max(self._written, len(text))
 
 
 class _Translation:
