@@ -19,6 +19,7 @@ NAMES = [
     "low_precision",
     "language_model_step",
     "generation",
+    "beam_search",
     "streaming",
     "growth",
     "memory",
@@ -47,6 +48,7 @@ def measure(names: list[str], threads: int, quick: bool, peer_names: list[str] |
     if hasattr(os, "sched_setaffinity"):  # before the import: JAX sizes its pool by it
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     from . import (
+        beam_search,
         generation,
         growth,
         harness,
@@ -72,6 +74,7 @@ def measure(names: list[str], threads: int, quick: bool, peer_names: list[str] |
         "low_precision": low_precision,
         "language_model_step": language_model_step,
         "generation": generation,
+        "beam_search": beam_search,
         "streaming": streaming,
         "growth": growth,
         "memory": memory,

@@ -26,17 +26,17 @@ def fusedlstm(*arguments: str | Path) -> None:
     subprocess.run([sys.executable, "-m", "fusedlstm", *words], check=True)
 
 
-def train(*arguments: str | Path, log: Path) -> tuple[list[dict[str, float]], float]:
-    """Run ``fusedlstm train``; what the log says about each epoch, and the wall time in seconds."""
+def train(*arguments: str | Path, log: Path, command: str = "train") -> tuple[list[dict[str, float]], float]:
+    """Run a command that trains; what the log says about each epoch, and the wall time in seconds."""
     start = time.perf_counter()
-    fusedlstm("train", *arguments, "--log", log)
+    fusedlstm(command, *arguments, "--log", log)
     seconds = time.perf_counter() - start
     events = [json.loads(line) for line in log.read_text().splitlines()]
     return [event for event in events if event["event"] == "epoch"], seconds
 
 
-def table(title: str, rows: list[Reference], unit: str) -> None:
+def table(title: str, rows: list[Reference], unit: str, *, highest_first: bool = False) -> None:
     """Sorted, best first."""
     print(f"\n{title}")
-    for name, value in sorted(rows, key=lambda row: row[1]):
+    for name, value in sorted(rows, key=lambda row: row[1], reverse=highest_first):
         print(f"  {value:8.4f} {unit}  {name}")

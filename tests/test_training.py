@@ -155,6 +155,11 @@ def test_schedules():
     assert Constant().factor(epoch=9, **at) == 1.0
     # Zaremba's small model: 1 for four epochs, then 1/2, 1/4, ...
     assert [StepDecay(0.5, after=4).factor(epoch=e, **at) for e in range(7)] == [1, 1, 1, 1, 0.5, 0.25, 0.125]
+    # Sutskever, Vinyals and Le: halved every half epoch after five
+    halves = [
+        StepDecay(0.5, after=5, every=0.5).factor(epoch=e, **at) for e in (4.99, 5, 5.49, 5.5, 6.0, 7.4)
+    ]
+    assert halves == [1, 0.5, 0.5, 0.25, 0.125, 0.03125]
     cosine = Cosine(warmup_steps=4, final=0.1)
     assert [cosine.factor(step=s, epoch=0, progress=0.0) for s in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert cosine.factor(step=99, epoch=0, progress=1.0) == pytest.approx(0.1)
@@ -519,8 +524,9 @@ def test_wrong_options_are_refused(options, message):
     [
         lambda: SGD(-1.0), lambda: SGD(math.nan), lambda: SGD(momentum=1.0), lambda: SGD(nesterov=True),
         lambda: Adam(betas=(0.9, 1.0)), lambda: Adam(eps=-1.0), lambda: AdamW(weight_decay=math.inf),
-        lambda: StepDecay(0.0), lambda: StepDecay(0.5, after=-1), lambda: Cosine(final=2.0),
-        lambda: Cosine(warmup_steps=-1), lambda: Plateau(1.0), lambda: Plateau(patience=-1),
+        lambda: StepDecay(0.0), lambda: StepDecay(0.5, after=-1), lambda: StepDecay(every=0.0),
+        lambda: Cosine(final=2.0), lambda: Cosine(warmup_steps=-1), lambda: Plateau(1.0),
+        lambda: Plateau(patience=-1),
     ],
 )  # fmt: skip
 def test_wrong_optimisers_and_schedules_are_refused(make):

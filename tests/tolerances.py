@@ -21,6 +21,8 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "int8 forward": (5e-2, 0.0, "weights and inputs in 127 steps of their largest; 12 steps, two layers"),
     "torch forward": (1e-6, 3e-15, "both sides round"),
     "torch backward": (5e-6, 8e-15, "both sides round"),
+    "attention forward": (4e-6, 5e-15, "as lstm forward, with sums over source positions"),
+    "attention backward": (5e-6, 1.5e-14, "as lstm backward, through scores that are differences of sums"),
     "one-to-many forward": (2e-6, 5e-15, "as lstm forward, and outputs are fed back over some steps"),
     "one-to-many backward": (1e-6, 2e-15, "as lstm backward, and through the feedback"),
     "golden": (0.0, 3e-15, "float64 PyTorch against the float64 specification: summation order only"),
@@ -32,6 +34,8 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "optimiser": (1e-6, 1e-15, "a few rounded operations per step, ten steps"),
     "dropout": (5e-7, 1e-15, "the rate is rounded to float32 before 1 / (1 - rate), at rates up to 0.9"),
     "log probabilities": (1e-6, 3e-15, "logits rounded at |logit| < 10, then exp, log and a sum over V"),
+    "beam score": (1e-6, 3e-15, "a sum of log probabilities, rounded once"),
+    "beam score of transformers": (0.0, 1e-6, "float32 sums on their side, float64 in the specification"),
 }
 
 # Largest error in units in the last place, float32 and float64 (the contract in kernels/vecmath.h).

@@ -1,7 +1,7 @@
 """LSTM encoder and decoder: dates as people write them to dates as computers do, character by character.
 
-The encoder's last states are the context vector: all that the decoder knows of the date. It puts out a softmax
-over characters at every step, and is fed the character that came out.
+The encoder's last states are the context vector: all that the decoder knows of the date. It puts out a
+softmax over characters at every step, and is fed the character that came out.
 """
 
 from datetime import date, timedelta

@@ -5,10 +5,6 @@
 namespace fusedlstm {
 namespace {
 
-struct PyDecoder {
-  EitherType<LanguageModelDecoder> decoder;
-};
-
 PyDecoder make_decoder(const PyPackedLSTM& lstm, const py::object& embedding_arg,
                        const PyPackedLinear& output) {
   constexpr const char* function = "LanguageModelDecoder";

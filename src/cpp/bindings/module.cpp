@@ -12,7 +12,10 @@ PYBIND11_MODULE(_core, m) {
   fusedlstm::bind_lstm(m);
   fusedlstm::bind_ops(m);
   fusedlstm::bind_generation(m);
+  fusedlstm::bind_attention(m);
   fusedlstm::bind_decode(m);
+  fusedlstm::bind_beam(m);
+  fusedlstm::bind_attention_search(m);
   fusedlstm::bind_one_to_many(m);
   fusedlstm::bind_stream(m);
 }

@@ -6,6 +6,7 @@
 #include <variant>
 
 #include "bindings/support.h"
+#include "decode/language_model.h"
 #include "lstm/lstm.h"
 #include "ops/ops.h"
 
@@ -59,6 +60,10 @@ struct PyPackedLinear {
   const std::shared_ptr<const PackedLinear<T>>& get() const {
     return std::get<std::shared_ptr<const PackedLinear<T>>>(weights);
   }
+};
+
+struct PyDecoder {
+  EitherType<LanguageModelDecoder> decoder;
 };
 
 }  // namespace fusedlstm

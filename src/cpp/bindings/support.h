@@ -126,7 +126,10 @@ void bind_runtime(py::module_& m);
 void bind_lstm(py::module_& m);
 void bind_ops(py::module_& m);
 void bind_generation(py::module_& m);
+void bind_attention(py::module_& m);
 void bind_decode(py::module_& m);
+void bind_beam(py::module_& m);
+void bind_attention_search(py::module_& m);
 void bind_one_to_many(py::module_& m);
 void bind_stream(py::module_& m);
 

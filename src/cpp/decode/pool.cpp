@@ -102,10 +102,10 @@ void GenerationPool<T>::append() {
     const std::vector<int32_t>& stops = options.constraints.stop_tokens;
     const ptrdiff_t behind = behind_stop_string(options, sequence.history());
     choice.behind = static_cast<int32_t>(std::max<ptrdiff_t>(behind, 0));
-    choice.finish = std::find(stops.begin(), stops.end(), choice.token) != stops.end() ? Finish::kStopToken
-                    : behind >= 0                                                      ? Finish::kStopString
-                    : sequence.history().new_tokens() >= options.max_new_tokens        ? Finish::kLength
-                                                                                       : Finish::kNot;
+    choice.finish = behind >= 0                                                          ? Finish::kStopString
+                    : std::find(stops.begin(), stops.end(), choice.token) != stops.end() ? Finish::kStopToken
+                    : sequence.history().new_tokens() >= options.max_new_tokens          ? Finish::kLength
+                                                                                         : Finish::kNot;
   }
 }
 

@@ -1,5 +1,6 @@
 // The kernel table of one instruction set. Compiled once per level; the build defines FUSEDLSTM_LEVEL (its
 // name) and FUSEDLSTM_LEVEL_<NAME>.
+#include "kernels/additive.h"
 #include "kernels/bf16.h"
 #include "kernels/cell.h"
 #include "kernels/elementwise.h"
@@ -37,6 +38,8 @@ constexpr Kernels<T> kernels() {
       .softmax_row = softmax_row<T>,
       .sum_of_differences = sum_of_differences<T>,
       .add_constant = add_constant<T>,
+      .additive_scores = additive_scores<T>,
+      .additive_backward = additive_backward<T>,
       .sum_of_squares = sum_of_squares<T>,
       .squared_error = squared_error<T>,
       .scale = scale<T>,

@@ -173,6 +173,27 @@ struct CellBackward {
   ptrdiff_t dy_row;
 };
 
+// Additive attention scores (S) of one row: v . tanh(k_s + query + coverage_s w).
+template <class T>
+struct AdditiveScores {
+  ptrdiff_t A, S;
+  const T* keys;      // panels (A, S)
+  const T* query;     // (A)
+  const T* v;         // (A)
+  const T* w;         // (A), null: no coverage
+  const T* coverage;  // (S)
+  T* scores;          // (S)
+};
+
+// From the derivatives of the scores (S). Assigned: d_query, d_v, d_w (A). Added to: d_keys, d_coverage (S).
+template <class T>
+struct AdditiveBackward {
+  AdditiveScores<T> forward;  // but for its scores
+  const T* d_scores;
+  T* d_keys;  // panels (A, S)
+  T *d_query, *d_v, *d_w, *d_coverage;
+};
+
 struct DropoutKey {
   uint64_t seed;
   uint32_t stream;
@@ -222,6 +243,8 @@ struct Kernels {
   // sum over j < n of z_j - reference
   T (*sum_of_differences)(ptrdiff_t n, const T* z, T reference);
   void (*add_constant)(ptrdiff_t n, T constant, T* x);
+  void (*additive_scores)(const AdditiveScores<T>&);
+  void (*additive_backward)(const AdditiveBackward<T>&);
   double (*sum_of_squares)(ptrdiff_t n, const T* x);
   double (*squared_error)(ptrdiff_t n, const T* y, const T* target, T factor, T* dy);
   void (*scale)(ptrdiff_t n, T factor, T* x);

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fusedlstm import data, generation, io, models, nn, training
     from fusedlstm._core import __version__, isa, isa_levels, num_threads, set_isa, set_num_threads
-    from fusedlstm.models import LanguageModel, OneToMany
+    from fusedlstm.models import LanguageModel, OneToMany, Seq2Seq
     from fusedlstm.nn import Stream
 
 __all__ = [
     "LanguageModel",
     "OneToMany",
+    "Seq2Seq",
     "Stream",
     "__version__",
     "data",
@@ -44,6 +45,7 @@ _MODULES = ("data", "generation", "io", "models", "nn", "training")
 _HOMES = {
     "LanguageModel": "fusedlstm.models",
     "OneToMany": "fusedlstm.models",
+    "Seq2Seq": "fusedlstm.models",
     "Stream": "fusedlstm.nn",
 }
 

@@ -249,6 +249,119 @@ def sigmoid(x: Float) -> Float: ...
 def tanh(x: Float) -> Float: ...
 def philox(seed: int, stream: int, row: int, step: int, block: int) -> NDArray[np.uint32]: ...
 
+# attention ----------------------------------------------------------------------------------------------
+class PackedAttention:
+    """Weights of an attention laid out for the kernels; immutable.
+
+    Shapes: output (O, M+H), key (A, M), query (A, H), v and coverage (A,), as far as `kind` has them.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        memory_size: int,
+        hidden_size: int,
+        *,
+        dtype: str,
+        output: Float | None = None,
+        key: Float | None = None,
+        query: Float | None = None,
+        v: Float | None = None,
+        coverage: Float | None = None,
+    ) -> None: ...
+
+class AttentionTape:
+    """What `attention_decoder_forward` keeps for one `attention_decoder_backward`."""
+
+    @property
+    def weights(self) -> Float | None: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class AttentionDecoder:
+    """What generation needs, prepared once: layers, embedding @ W_ih^T + b, attention, output layer."""
+
+    def __init__(
+        self,
+        lstm: PackedLSTM,
+        attention: PackedAttention,
+        embedding: Float,
+        output: PackedLinear,
+        input_feeding: bool,
+    ) -> None: ...
+    @property
+    def vocabulary_size(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def logits(
+        self,
+        tokens: Int,
+        memory: Float | None,
+        memory_lengths: Int | None,
+        *,
+        h0: Float | None = None,
+        c0: Float | None = None,
+    ) -> tuple[Float, Float | None]: ...
+    def generate(
+        self,
+        *,
+        h0: Float,
+        c0: Float | None,
+        start_token: int,
+        options: SamplingOptions,
+        seeds: NDArray[np.uint64],
+        memory: Float | None = None,
+        memory_lengths: Int | None = None,
+        on_tokens: Callable[[Int, Int], object] | None = None,
+        processor: Processor | None = None,
+        token_mask: TokenMask | None = None,
+    ) -> Generation: ...
+    # tokens (N, R, T), lengths (N, R), scores (N, R), log-probabilities (N, R, T), R = num_return
+    def beam_search(
+        self,
+        *,
+        h0: Float,
+        c0: Float | None,
+        start_token: int,
+        options: BeamOptions,
+        memory: Float | None = None,
+        memory_lengths: Int | None = None,
+        on_prefix: Callable[[int, Int, bool], object] | None = None,
+    ) -> tuple[Int, Int, Float, Float]: ...
+
+def attention_decoder_forward(
+    lstm: PackedLSTM,
+    attention: PackedAttention,
+    x: Float,
+    memory: Float | None,
+    memory_lengths: Int | None,
+    *,
+    lengths: Int | None = None,
+    h0: Float | None = None,
+    c0: Float | None = None,
+    input_feeding: bool = False,
+    dropout: float = 0.0,
+    seed: int = 0,
+    embedding: Float | None = None,
+    output: PackedLinear | None = None,
+    probability: NDArray[np.float64] | None = None,
+    sample: bool = False,
+) -> tuple[Float, Float, Float, Int | None, AttentionTape]: ...
+def attention_decoder_backward(
+    tape: AttentionTape,
+    memory: Float | None,
+    dy: Float,
+    dh_n: Float | None,
+    dc_n: Float | None,
+    lstm: Float,
+    *,
+    output: Float | None = None,
+    key: Float | None = None,
+    query: Float | None = None,
+    v: Float | None = None,
+    coverage: Float | None = None,
+) -> tuple[Float, Float | None, Float, Float]: ...
+
 # generation ---------------------------------------------------------------------------------------------
 class TokenTexts:
     """Bytes of each token's text, for stop strings.
@@ -313,6 +426,28 @@ class Generation:
     @property
     def states(self) -> Float: ...  # (R, S): before each sequence's last token was fed
 
+class BeamOptions:
+    """How a beam search goes, checked; `fusedlstm.generation.BeamSearch` says what each option means."""
+
+    def __init__(
+        self,
+        *,
+        width: int = 5,
+        num_return: int = 1,
+        groups: int = 1,
+        diversity_strength: float = 0.0,
+        max_new_tokens: int,
+        min_new_tokens: int = 0,
+        length_penalty: float = 1.0,
+        length_penalty_form: str = "plain",
+        early_stopping: bool | str = False,
+        stop_tokens: Sequence[int] | Int = (),
+        banned_tokens: Sequence[int] | Int = (),
+        forced_tokens: Mapping[int, int] = {},
+        repetition_penalty: float = 1.0,
+        no_repeat_ngram_size: int = 0,
+    ) -> None: ...
+
 class LanguageModelDecoder:
     """What a generation loop needs, prepared once: layers, the table embedding @ W_ih^T + b, output layer.
 
@@ -337,6 +472,17 @@ class LanguageModelDecoder:
         processor: Processor | None = None,
         token_mask: TokenMask | None = None,
     ) -> Generation: ...
+    # tokens (N, R, T), lengths (N, R), scores (N, R), log-probabilities (N, R, T) of the R = num_return best
+    def beam_search(
+        self,
+        prompts: Int,
+        prompt_lengths: Int,
+        options: BeamOptions,
+        *,
+        h0: Float | None = None,
+        c0: Float | None = None,
+        on_prefix: Callable[[int, Int, bool], object] | None = None,
+    ) -> tuple[Int, Int, Float, Float]: ...
 
 class GenerationSession:
     """Sequences of one model, stepped together; `fusedlstm.generation.Session` says what each method does."""

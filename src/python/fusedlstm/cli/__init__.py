@@ -1,4 +1,4 @@
-"""Command line: ``fusedlstm demo | train | generate | info``.
+"""Command line: ``fusedlstm demo | train | generate | train-pairs | translate | info``.
 
 Exit codes: 0 done, 1 error (one line on standard error), 2 wrong usage, 130 stopped by Ctrl-C.
 """
@@ -10,17 +10,17 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fusedlstm.cli import demo, generate, info, train
+from fusedlstm.cli import demo, generate, info, train, train_pairs, training, translate
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fusedlstm",
-        description="Train LSTM language models on text and generate from them, on the CPU.",
+        description="Train LSTMs on text, generate and translate with them, on the CPU.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for module in (demo, train, generate, info):
+    for module in (demo, train, generate, train_pairs, translate, info):
         module.add_parser(commands)
     return parser
 
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     try:
-        options = train.parse(parser, words)
+        options = training.parse(parser, words)
         if options.version:
             from fusedlstm import __version__
 

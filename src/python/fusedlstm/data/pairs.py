@@ -3,7 +3,7 @@
 Letters: N sentences of a batch, S steps of the longest source, T of the longest target.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -337,6 +337,9 @@ class Epoch:
 
     def __getitem__(self, index: int) -> PairBatch:
         return self._pairs.batch(self.members[index])
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        return map(self._pairs.batch, self.members)
 
 
 def source_ids(ids: Int, end: int, reverse: bool) -> Int:

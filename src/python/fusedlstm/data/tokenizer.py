@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedlstm import _core
+
 Int = NDArray[np.int32]
 
 TOKENS = ("word", "char", "byte", "subword")
@@ -68,6 +70,7 @@ class Tokenizer:
             raise ValueError(f"Tokenizer: kind must be one of word, char, byte, got {kind!r}")
         self.kind = kind
         self._model: Any = None
+        self._texts: _core.TokenTexts | None = None
         if kind == "byte":
             if symbols:
                 raise ValueError(f"Tokenizer: kind 'byte' has no symbols, got {len(symbols)}")
@@ -175,7 +178,7 @@ class Tokenizer:
         if not size:
             raise ValueError("Tokenizer: the model has an empty vocabulary")
         self = cls.__new__(cls)
-        self.kind, self._model, self._ids = "subword", model, {}
+        self.kind, self._model, self._ids, self._texts = "subword", model, {}, None
         self.symbols = SPECIALS + tuple(model.id_to_token(index) or f"<{index}>" for index in range(size))
         return self
 
@@ -262,13 +265,38 @@ class Tokenizer:
             return str(self._model.decode([index - 3 for index in kept if index >= 3]))
         return (" " if self.kind == "word" else "").join(self.symbols[index] for index in kept)
 
+    @property
+    def texts(self) -> _core.TokenTexts:
+        """The text of every token, by which native loops find stop strings.
+
+        Raises
+        ------
+        ValueError
+            For subwords: what text a piece becomes depends on its neighbours.
+        """
+        if self.kind == "subword":
+            raise ValueError("Tokenizer: stop strings are not for kind 'subword'")
+        if self._texts is None:
+            if self.kind == "byte":
+                plain = [bytes([value]) for value in range(256)]
+            else:
+                plain = [symbol.encode("utf-8", "surrogatepass") for symbol in self.symbols[3:]]
+            # no space comes after <bos>, which stands before every sentence
+            self._texts = _core.TokenTexts(
+                [b"<unk>" if self.kind != "byte" else b"", b"", b"", *plain],
+                separator=b" " if self.kind == "word" else b"",
+                line_end=self.begin,
+            )
+        return self._texts
+
     def all_unknown(self, ids: Int) -> bool:
         """Whether a sentence that has tokens has no known one."""
         unknown = [self.unknown]
         if self.kind == "subword":
             own = self._model.token_to_id(getattr(self._model.model, "unk_token", None) or "<unk>")
             unknown += [] if own is None else [own + 3]
-        return bool(len(ids)) and bool(np.isin(ids, unknown).all())
+        known = ids[~np.isin(ids, unknown)]
+        return bool(len(ids)) and not (self.decode(known).strip() if self.kind == "subword" else len(known))
 
     def to_dict(self) -> dict[str, Any]:
         """The tokenizer as values that JSON has; `from_dict` reads them back."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedlstm.data import Vocabulary
+from fusedlstm.data import TokenizerPair, Vocabulary
 from fusedlstm.io.tensors import Array, FormatError, open_tensors, parse_json, write_tensors
 
 FORMAT = "fusedlstm"
@@ -89,11 +89,14 @@ class ModelSchema:
     options : mapping of str to Option
         Every key of the configuration; each must be present unless it is optional. ``dtype`` is one of them.
     shapes : callable
-        ``shapes(config, vocabulary_size)`` yields name and shape of every tensor. It must be a generator:
+        ``shapes(config, vocabulary_size)``, or ``shapes(config, (source size, target size))`` for a pair of
+        tokenizers, yields name and shape of every tensor. It must be a generator:
         reading stops at the first tensor that the file does not have, so a wrong count of layers costs
         nothing.
     vocabulary : bool or None
         Whether the model has a vocabulary; None: it may have one.
+    pair : bool
+        Whether the vocabulary is a `TokenizerPair` instead of a `Vocabulary`.
 
     Examples
     --------
@@ -109,8 +112,9 @@ class ModelSchema:
 
     model: str
     options: Mapping[str, Option]
-    shapes: Callable[[Mapping[str, Any], int | None], Shapes]
+    shapes: Callable[[Mapping[str, Any], Any], Shapes]
     vocabulary: bool | None = True
+    pair: bool = False
 
     def check(self, config: object) -> dict[str, Any]:
         """The configuration, if its options are those of the schema and in range; else a ``FormatError``."""
@@ -133,7 +137,7 @@ class ModelSchema:
     def check_specs(
         self,
         config: Mapping[str, Any],
-        vocabulary: Vocabulary | None,
+        vocabulary: Vocabulary | TokenizerPair | None,
         specs: Mapping[str, tuple[str, tuple[int, ...]]],
     ) -> None:
         """Raise ``FormatError`` unless names, dtypes and shapes of the tensors follow from the rest."""
@@ -141,7 +145,12 @@ class ModelSchema:
             raise FormatError(f"vocabulary: a {self.model} {'needs one' if self.vocabulary else 'has none'}")
         dtype = config["dtype"]
         expected = set()
-        for name, shape in self.shapes(config, None if vocabulary is None else len(vocabulary)):
+        size: int | tuple[int, int] | None
+        if isinstance(vocabulary, TokenizerPair):
+            size = len(vocabulary.source), len(vocabulary.target)
+        else:
+            size = None if vocabulary is None else len(vocabulary)
+        for name, shape in self.shapes(config, size):
             if name not in specs:
                 raise FormatError(f"tensor {name} is missing")
             if specs[name] != (dtype, shape):
@@ -163,7 +172,7 @@ class ModelFile:
         The parameters by name.
     config : dict
         The options.
-    vocabulary : Vocabulary or None
+    vocabulary : Vocabulary, TokenizerPair or None
         None for a model without text.
 
     Examples
@@ -184,14 +193,14 @@ class ModelFile:
 
     tensors: dict[str, Array]
     config: dict[str, Any]
-    vocabulary: Vocabulary | None
+    vocabulary: Vocabulary | TokenizerPair | None
 
 
 def save_model(
     path: str | PathLike[str],
     tensors: Mapping[str, Array],
     config: Mapping[str, Any],
-    vocabulary: Vocabulary | None,
+    vocabulary: Vocabulary | TokenizerPair | None,
     *,
     schema: ModelSchema,
 ) -> None:
@@ -205,7 +214,7 @@ def save_model(
         The parameters by name.
     config : mapping
         The options of the schema.
-    vocabulary : Vocabulary or None
+    vocabulary : Vocabulary, TokenizerPair or None
         As the schema says.
     schema : ModelSchema
         Of the kind of model.
@@ -271,7 +280,9 @@ def load_model(path: str | PathLike[str], schema: ModelSchema) -> ModelFile:
     return ModelFile(tensors, config, vocabulary)
 
 
-def _metadata(metadata: Mapping[str, str], schema: ModelSchema) -> tuple[dict[str, Any], Vocabulary | None]:
+def _metadata(
+    metadata: Mapping[str, str], schema: ModelSchema
+) -> tuple[dict[str, Any], Vocabulary | TokenizerPair | None]:
     if metadata.get("format") != FORMAT:
         raise FormatError(f"not a model of fusedlstm: format is {reprlib.repr(metadata.get('format'))}")
     if metadata.get("version") != VERSION:
@@ -286,7 +297,8 @@ def _metadata(metadata: Mapping[str, str], schema: ModelSchema) -> tuple[dict[st
     if not has_vocabulary:
         return config, None
     try:
-        return config, Vocabulary.from_dict(parse_json(metadata["vocabulary"], "vocabulary"))
+        read = TokenizerPair.from_dict if schema.pair else Vocabulary.from_dict
+        return config, read(parse_json(metadata["vocabulary"], "vocabulary"))
     except FormatError:
         raise
     except ValueError as error:

@@ -6,7 +6,8 @@ N batch, T time, E embedding size, H hidden units, L layers, V vocabulary size.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -16,11 +17,14 @@ from fusedlstm import _core
 from fusedlstm.data import Vocabulary, split_tokens
 from fusedlstm.generation import (
     BatchTextStream,
+    BeamSearch,
     GeneratedText,
+    Hypothesis,
     Sampling,
     Session,
     TextPieces,
     TextStream,
+    prefix_steps,
     token_steps,
 )
 from fusedlstm.generation.stream import cut
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from fusedlstm.data import TextDecoder
+    from fusedlstm.generation.beam import BeamKeywords
     from fusedlstm.generation.sampling import SamplingKeywords
     from fusedlstm.training import History
 
@@ -667,21 +672,168 @@ class LanguageModel(Module):
         """A pool of live generators that are stepped together: see `fusedlstm.generation.Session`."""
         return Session(self, capacity, processor=processor, token_mask=token_mask)
 
+    @overload
+    def beam_search(
+        self,
+        prompt: str,
+        *,
+        stop: str | Sequence[str] | None = ...,
+        on_text: Callable[[int, str], object] | None = ...,
+        **options: Unpack[BeamKeywords],
+    ) -> list[Hypothesis]: ...
+    @overload
+    def beam_search(
+        self,
+        prompt: list[str] | tuple[str, ...],
+        *,
+        stop: str | Sequence[str] | None = ...,
+        on_text: Callable[[int, str], object] | None = ...,
+        **options: Unpack[BeamKeywords],
+    ) -> list[list[Hypothesis]]: ...
+    def beam_search(
+        self,
+        prompt: str | list[str] | tuple[str, ...],
+        *,
+        stop: str | Sequence[str] | None = None,
+        on_text: Callable[[int, str], object] | None = None,
+        **options: Unpack[BeamKeywords],
+    ) -> list[Hypothesis] | list[list[Hypothesis]]:
+        """The most probable continuations of one prompt, or of several in one batch.
+
+        Parameters
+        ----------
+        prompt : str or list of str
+            Text to continue, not empty. Prompts of a batch may have different lengths; each gets what it
+            would get alone.
+        stop : str or sequence of str, optional
+            Tokens, each one character, byte or word; a hypothesis ends after any of them.
+        on_text : callable, optional
+            Called with the number of a prompt and each piece by which the text that is certain grows: what
+            all of its beams agree on, see `fusedlstm.generation.prefix_steps`.
+        **options
+            Those of `fusedlstm.generation.BeamSearch`: ``width``, ``num_return``, ``max_new_tokens``,
+            ``length_penalty``, and so on.
+
+        Returns
+        -------
+        list of Hypothesis, or a list of such lists
+            At most ``num_return`` of each prompt, best first; fewer where the constraints leave fewer.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An option out of its range or of a wrong kind; an empty prompt; a character that is not in the
+            vocabulary, with its position.
+        FloatingPointError
+            The model's logits are not finite.
+
+        Notes
+        -----
+        One native call; a step costs what `generate` costs for ``width`` sequences per prompt.
+
+        Examples
+        --------
+        >>> from fusedlstm.data import Vocabulary
+        >>> from fusedlstm import LanguageModel
+        >>> model = LanguageModel(Vocabulary.from_text("abc", "char"), hidden_size=8, num_layers=1)
+        >>> found = model.beam_search(["ab", "c"], width=4, num_return=2, max_new_tokens=5)
+        >>> [[len(one.text) for one in of_prompt] for of_prompt in found]
+        [[5, 5], [5, 5]]
+        """
+        encoded = self._prompts(prompt)
+        search = self._beam_search(options, stop)
+        if not encoded:
+            return []
+        on_prefix = None
+        if on_text is not None:
+            texts = [self._text_decoder(ids) for ids in encoded]
+
+            def on_prefix(index: int, tokens: Tokens, ended: bool) -> None:
+                if piece := texts[index].push_many(tokens) + (texts[index].finish() if ended else ""):
+                    on_text(index, piece)
+
+        tokens, lengths, scores, log_probabilities = self.decoder.beam_search(
+            np.concatenate(encoded),
+            np.array([len(ids) for ids in encoded], np.int32),
+            search.core,
+            on_prefix=on_prefix,
+        )
+        found: list[list[Hypothesis]] = []
+        for index, ids in enumerate(encoded):
+            found.append([])
+            for rank, length in enumerate(lengths[index]):
+                if not length:
+                    break
+                decoder, new = self._text_decoder(ids), tokens[index, rank, :length]
+                found[-1].append(
+                    Hypothesis(
+                        text=decoder.push_many(new) + decoder.finish(),
+                        score=float(scores[index, rank]),
+                        tokens=new,
+                        log_probabilities=log_probabilities[index, rank, :length],
+                    )
+                )
+        return found[0] if isinstance(prompt, str) else found
+
+    def stream_beam_search(
+        self, prompt: str, *, stop: str | Sequence[str] | None = None, **options: Unpack[BeamKeywords]
+    ) -> Generator[str, None, None]:
+        """Iterate over the pieces of the best hypothesis as they become certain.
+
+        Joined they are the text of the first hypothesis of `beam_search`, whose parameters and errors these
+        are; errors come at the call, not at the first piece. Closing the iterator stops the native search.
+
+        Examples
+        --------
+        >>> from fusedlstm.data import Vocabulary
+        >>> from fusedlstm import LanguageModel
+        >>> model = LanguageModel(Vocabulary.from_text("abc", "char"), hidden_size=8, num_layers=1)
+        >>> text = "".join(model.stream_beam_search("ab", max_new_tokens=5))
+        >>> text == model.beam_search("ab", max_new_tokens=5)[0].text
+        True
+        """
+        ids, search = self._prompt(prompt, ""), self._beam_search(options, stop)
+        steps, text = prefix_steps(self.decoder, [ids], search), self._text_decoder(ids)
+
+        def pieces() -> Generator[str, None, None]:
+            try:
+                for _, tokens, ended in steps:
+                    if piece := text.push_many(tokens) + (text.finish() if ended else ""):
+                        yield piece
+            finally:
+                steps.close()
+
+        return pieces()
+
     def _sampling(self, options: Mapping[str, Any]) -> Sampling:
         """Options by name, ``stop`` as text."""
         rest: dict[str, Any] = {"max_new_tokens": 500, **options}
-        stop = rest.pop("stop", None)
+        stops = self._stop_tokens(rest.pop("stop", None))
+        sampling = Sampling(**rest, stop_tokens=stops)
+        self._check_constraints("generate", sampling)
+        return sampling
+
+    def _beam_search(self, options: Mapping[str, Any], stop: str | Sequence[str] | None) -> BeamSearch:
+        """The same for beam search; ``stop`` joins the ``stop_tokens``."""
+        search = BeamSearch(**options)
+        if stops := self._stop_tokens(stop):
+            search = replace(search, stop_tokens=[*search.stop_tokens, *stops])
+        self._check_constraints("beam_search", search)
+        return search
+
+    def _stop_tokens(self, stop: str | Sequence[str] | None) -> list[int]:
         stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
-        sampling = Sampling(**rest, stop_tokens=[self._stop_token(text) for text in stops])
-        # tokens that the vocabulary does not have, here rather than at the first piece of a stream
-        for name in ("banned_tokens", "forced_tokens"):
-            tokens = getattr(sampling, name)
+        return [self._stop_token(text) for text in stops]
+
+    def _check_constraints(self, function: str, options: Sampling | BeamSearch) -> None:
+        """Refuse tokens that the vocabulary does not have: here, not at the first piece of a stream."""
+        for name in ("banned_tokens", "forced_tokens", "stop_tokens"):
+            tokens = getattr(options, name)
             for token in tokens.values() if name == "forced_tokens" else tokens:
                 if not 0 <= token < len(self.vocabulary):
                     raise ValueError(
-                        f"generate: {name} must lie in 0 .. {len(self.vocabulary) - 1}, got {token}"
+                        f"{function}: {name} must lie in 0 .. {len(self.vocabulary) - 1}, got {token}"
                     )
-        return sampling
 
     def _prompts(self, prompt: str | Sequence[str]) -> list[Tokens]:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -750,7 +902,7 @@ class LanguageModel(Module):
             If `compute_dtype` is not for a model of this dtype.
         """
         file = load_model(path, SCHEMA)
-        assert file.vocabulary is not None  # the schema asks for one
+        assert isinstance(file.vocabulary, Vocabulary)  # the schema asks for one
         model = cls(file.vocabulary, **file.config)
         if compute_dtype is not None:
             model.lstm.compute_dtype = compute_dtype

@@ -5,6 +5,7 @@ adds to ``layer.gradients``; nothing is recorded anywhere else.
 """
 
 from fusedlstm.nn._checks import derive_seed
+from fusedlstm.nn.attention import AttentionDecoder, AttentionDecoderTape, ScheduledSampling
 from fusedlstm.nn.cell import LSTMCell
 from fusedlstm.nn.dropout import Dropout
 from fusedlstm.nn.embedding import Embedding
@@ -17,6 +18,8 @@ from fusedlstm.nn.stream import Stream
 
 __all__ = [
     "LSTM",
+    "AttentionDecoder",
+    "AttentionDecoderTape",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",
@@ -27,6 +30,7 @@ __all__ = [
     "LinearCrossEntropy",
     "MSELoss",
     "Module",
+    "ScheduledSampling",
     "Sequential",
     "Stream",
     "Tape",

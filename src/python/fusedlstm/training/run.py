@@ -439,7 +439,9 @@ class _Run:
             progress = at.step / (len(self.batches) * self.epochs)
         else:
             progress = min(at.elapsed / self.seconds, 1.0)
-        lr = self.optimiser.lr * self.schedule.factor(step=at.step, epoch=at.epoch, progress=progress)
+        lr = self.optimiser.lr * self.schedule.factor(
+            step=at.step, epoch=at.epoch + at.batch / len(self.batches), progress=progress
+        )
 
         model.zero_grad()
         # masks depend on (seed, step) only: a resumed run needs no generator's state

@@ -17,15 +17,15 @@ class Schedule(Protocol):
     {'name': 'constant'}
     """
 
-    def factor(self, *, step: int, epoch: int, progress: float) -> float:
+    def factor(self, *, step: int, epoch: float, progress: float) -> float:
         """Multiplier of the base learning rate for a step.
 
         Parameters
         ----------
         step : int
             Steps completed so far.
-        epoch : int
-            Epochs completed so far.
+        epoch : float
+            Epochs completed so far, and the part that is done of the one that runs.
         progress : float
             Part of the whole training that is done, in [0, 1).
         """
@@ -64,7 +64,7 @@ class Constant(_Stateless):
     1.0
     """
 
-    def factor(self, *, step: int, epoch: int, progress: float) -> float:
+    def factor(self, *, step: int, epoch: float, progress: float) -> float:
         """Multiplier of the base learning rate: 1."""
         return 1.0
 
@@ -74,14 +74,16 @@ class Constant(_Stateless):
 
 
 class StepDecay(_Stateless):
-    """``decay ** (epochs beyond the first `after`)``: constant at first, then multiplied once per epoch.
+    """Constant for the first `after` epochs, then multiplied by `decay` at once and `every` so many epochs.
 
     Parameters
     ----------
     decay : float
-        Factor per epoch, in (0, 1].
+        Factor each time, in (0, 1].
     after : int
         Number of epochs at the base learning rate.
+    every : float
+        Epochs between one multiplication and the next, > 0; 0.5 for every half epoch.
 
     Raises
     ------
@@ -91,6 +93,8 @@ class StepDecay(_Stateless):
     References
     ----------
     Zaremba, Sutskever and Vinyals, Recurrent neural network regularization, 2014: decay 1/2 after 4 epochs.
+    Sutskever, Vinyals and Le, Sequence to sequence learning with neural networks, 2014: 1/2 every half epoch
+    after 5 epochs.
 
     Examples
     --------
@@ -99,20 +103,25 @@ class StepDecay(_Stateless):
     [1.0, 1.0, 0.5, 0.25]
     """
 
-    def __init__(self, decay: float = 0.5, *, after: int = 4) -> None:
+    def __init__(self, decay: float = 0.5, *, after: int = 4, every: float = 1.0) -> None:
         if not 0 < decay <= 1:
             raise ValueError(f"StepDecay: decay must be in (0, 1], got {decay!r}")
         if after < 0:
             raise ValueError(f"StepDecay: after must be an epoch count >= 0, got {after!r}")
-        self.decay, self.after = float(decay), int(after)
+        if not 0 < every < math.inf:
+            raise ValueError(f"StepDecay: every must be a finite number > 0, got {every!r}")
+        self.decay, self.after, self.every = float(decay), int(after), float(every)
 
-    def factor(self, *, step: int, epoch: int, progress: float) -> float:
-        """Multiplier of the base learning rate in this epoch (counted from 0)."""
-        return float(self.decay ** max(0, epoch + 1 - self.after))
+    def factor(self, *, step: int, epoch: float, progress: float) -> float:
+        """Multiplier of the base learning rate at this epoch (counted from 0)."""
+        if epoch < self.after:
+            return 1.0
+        return float(self.decay ** (1 + math.floor((epoch - self.after) / self.every)))
 
     def config(self) -> dict[str, Any]:
         """Name and options, as plain JSON values."""
-        return {"name": "step", "decay": self.decay, "after": self.after}
+        config = {"name": "step", "decay": self.decay, "after": self.after}
+        return config if self.every == 1.0 else {**config, "every": self.every}
 
 
 class Cosine(_Stateless):
@@ -148,7 +157,7 @@ class Cosine(_Stateless):
             raise ValueError(f"Cosine: final must be in [0, 1], got {final!r}")
         self.warmup_steps, self.final = int(warmup_steps), float(final)
 
-    def factor(self, *, step: int, epoch: int, progress: float) -> float:
+    def factor(self, *, step: int, epoch: float, progress: float) -> float:
         """Multiplier of the base learning rate at this step."""
         warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         return warm * (self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * progress)))
@@ -193,7 +202,7 @@ class Plateau:
         self._factor, self._waited = 1.0, 0
         self._best: float | None = None
 
-    def factor(self, *, step: int, epoch: int, progress: float) -> float:
+    def factor(self, *, step: int, epoch: float, progress: float) -> float:
         """Multiplier of the base learning rate after the epochs seen so far."""
         return self._factor
 

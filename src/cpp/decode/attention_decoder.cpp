@@ -1,0 +1,291 @@
+#include "decode/attention_decoder.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "runtime/products.h"
+
+namespace fusedlstm {
+
+template <class T>
+AttentionDecoder<T>::AttentionDecoder(std::shared_ptr<const PackedWeights<T>> lstm,
+                                      std::shared_ptr<const PackedAttention<T>> attention, bool feeding,
+                                      const T* embedding, std::shared_ptr<const PackedLinear<T>> output)
+    : lstm_(std::move(lstm)),
+      attention_(std::move(attention)),
+      output_(std::move(output)),
+      feeding_(feeding),
+      fed_(fed_columns(*attention_, feeding)),
+      table_(output_->outputs * 4 * lstm_->shape.hidden_padded()),
+      fed_panels_(fed_ * 4 * lstm_->shape.hidden_padded()) {
+  const PackedLayer<T>& first = lstm_->layers[0];
+  const Kernels<T>& k = lstm_->kernels();
+  const ptrdiff_t columns = first.bias.size(), embedded = first.inputs - fed_;
+  for (ptrdiff_t column = 0; column < columns; column += k.panel)
+    std::copy_n(first.input.data() + column * first.inputs + embedded * k.panel, fed_ * k.panel,
+                fed_panels_.data() + column * fed_);
+  run_job(0, nullptr, [&](Team& team) {
+    gemm_share<T>(k,
+                  {.M = vocabulary(),
+                   .N = columns,
+                   .K = embedded,
+                   .a = embedding,
+                   .a_row = embedded,
+                   .b = first.input.data(),
+                   .init = first.bias.data(),
+                   .init_row = 0,
+                   .c = table_.data(),
+                   .c_row = columns,
+                   .b_panel = first.inputs * k.panel},
+                  team);
+  });
+}
+
+template <class T>
+AttentionRows<T>::AttentionRows(const AttentionDecoder<T>& model, ptrdiff_t capacity, ptrdiff_t N,
+                                ptrdiff_t S, const T* memory, const int32_t* lengths,
+                                const LstmStates<T>& initial, const Poll& poll)
+    : model_(model),
+      capacity_(capacity),
+      S_(S),
+      L_(model.shape().num_layers),
+      H_(model.shape().hidden_size),
+      pitch_(row_pitch<T>(H_)),
+      gates_pitch_(4 * model.shape().hidden_padded()),
+      source_(static_cast<size_t>(capacity)),
+      source_next_(static_cast<size_t>(capacity)),
+      gates_(capacity * gates_pitch_),
+      fed_(Buffer<T>::zeros(capacity * model.fed())) {
+  const PackedAttention<T>& attention = model.attention();
+  if (!attention.none()) memory_ = SourceMemory<T>(attention, N, S, memory, lengths, false, poll);
+  if (attention.covers()) coverage_ = Buffer<T>::zeros(capacity * S);
+  if (attention.additive()) queries_ = Buffer<T>(capacity * attention.A);
+  if (!attention.none()) {
+    weights_ = Buffer<T>::zeros(capacity * S);
+    joined_ = Buffer<T>(capacity * (attention.M + H_));
+    outputs_ = Buffer<T>(capacity * attention.O);
+  }
+  moved_ = Buffer<T>(capacity * std::max(model.feeding() ? attention.O : 0, attention.covers() ? S : 0));
+  for (ptrdiff_t j = 0; j < capacity; ++j)
+    source_[static_cast<size_t>(j)] = static_cast<int32_t>(std::min(j, std::max<ptrdiff_t>(N - 1, 0)));
+  for (ptrdiff_t layer = 0; layer < L_; ++layer) {
+    for (std::vector<Buffer<T>>* state : {&h_, &h_next_, &c_})
+      state->push_back(Buffer<T>::zeros(capacity * pitch_));
+    for (ptrdiff_t n = 0; n < N; ++n) {
+      const ptrdiff_t from = (layer * N + n) * H_;
+      if (initial.h0) std::copy_n(initial.h0 + from, H_, h_.back().data() + n * pitch_);
+      if (initial.c0) std::copy_n(initial.c0 + from, H_, c_.back().data() + n * pitch_);
+    }
+  }
+}
+
+// From h of the last layer to the weights and contexts of all rows; waits for all threads before, if need be,
+// and not after. Neighbours with the same source are made together.
+template <class T>
+void AttentionRows<T>::attend_share(Team& team, ptrdiff_t count) {
+  const PackedAttention<T>& attention = model_.attention();
+  const ptrdiff_t A = attention.A, joined = attention.M + H_;
+  const T* query = h_.back().data();
+  ptrdiff_t query_row = pitch_;
+  if (attention.additive()) {
+    gemm_share<T>(kernels(),
+                  {.M = count,
+                   .N = A,
+                   .K = H_,
+                   .a = query,
+                   .a_row = query_row,
+                   .b = attention.query.forward.data(),
+                   .init = nullptr,
+                   .init_row = 0,
+                   .c = queries_.data(),
+                   .c_row = A},
+                  team);
+    team.barrier();
+    query = queries_.data();
+    query_row = A;
+  }
+  const Share rows = share_of(count, team.thread(), team.threads());
+  for (ptrdiff_t j = rows.begin, end; j < rows.end; j = end) {
+    const int32_t n = source_[static_cast<size_t>(j)];
+    for (end = j + 1; end < rows.end && source_[static_cast<size_t>(end)] == n;) ++end;
+    T* const weights = weights_.data() + j * S_;
+    T* const coverage = attention.covers() ? coverage_.data() + j * S_ : nullptr;
+    memory_.attend(attention, n, end - j, query + j * query_row, query_row, coverage, S_, weights, S_,
+                   joined_.data() + j * joined, joined);
+    for (ptrdiff_t r = 0; r < end - j; ++r) {
+      std::fill(weights + r * S_ + memory_.length(n), weights + (r + 1) * S_, T(0));
+      if (coverage) kernels().add(S_, weights + r * S_, coverage + r * S_);
+    }
+  }
+}
+
+template <class T>
+void AttentionRows<T>::layers_share(Team& team, ptrdiff_t count, const int32_t* tokens) {
+  const PackedWeights<T>& lstm = model_.lstm();
+  const Kernels<T>& k = kernels();
+  const ptrdiff_t H_pad = lstm.shape.hidden_padded(), F = model_.fed();
+  const Share units = share_of(H_pad, team.thread(), team.threads(), ptrdiff_t{2} * k.lanes);
+  for (ptrdiff_t layer = 0; layer < L_; ++layer) {
+    const size_t l = static_cast<size_t>(layer);
+    const PackedLayer<T>& packed = lstm.layers[l];
+    const bool first = layer == 0;
+    // What is added to the input: W x of fed values on the row of the table, or of the layer below.
+    const T* const x = first ? fed_.data() : h_[l - 1].data();
+    const ptrdiff_t inputs = first ? F : packed.inputs, x_row = first ? F : pitch_;
+    const T* const weights = first ? model_.fed_panels() : packed.input.data();
+    CellForward<T> cell{.M = count,
+                        .H = H_,
+                        .H_pad = H_pad,
+                        .unit_begin = units.begin,
+                        .unit_end = units.end,
+                        .h_prev = h_[l].data(),
+                        .h_row = pitch_,
+                        .recurrent = packed.recurrent.data(),
+                        .input = gates_.data(),
+                        .input_row = gates_pitch_,
+                        .gates = nullptr,
+                        .gates_row = 0,
+                        .c_prev = c_[l].data(),
+                        .c = c_[l].data(),
+                        .c_row = pitch_,
+                        .h = h_next_[l].data()};
+    if (count == 1) {
+      cell.input = first ? model_.table_row(tokens[0]) : packed.bias.data();
+      k.step_forward({.cell = cell, .I = inputs, .x = x, .x_row = x_row, .weights = weights});
+    } else {
+      if (first) {
+        const Share rows = share_of(count, team.thread(), team.threads());
+        for (ptrdiff_t j = rows.begin; j < rows.end; ++j)
+          std::copy_n(model_.table_row(tokens[j]), gates_pitch_, gates_.data() + j * gates_pitch_);
+        team.barrier();
+      }
+      if (inputs > 0) {
+        gemm_share<T>(k,
+                      {.M = count,
+                       .N = gates_pitch_,
+                       .K = inputs,
+                       .a = x,
+                       .a_row = x_row,
+                       .b = weights,
+                       .init = first ? gates_.data() : packed.bias.data(),
+                       .init_row = first ? gates_pitch_ : 0,
+                       .c = gates_.data(),
+                       .c_row = gates_pitch_},
+                      team);
+        team.barrier();
+      }
+      k.cell_forward(cell);
+    }
+    team.barrier();
+    if (team.thread() == 0) std::swap(h_[l], h_next_[l]);
+    team.barrier();
+  }
+}
+
+template <class T>
+void AttentionRows<T>::step_share(Team& team, ptrdiff_t count, const int32_t* tokens, T* logits) {
+  const PackedAttention<T>& attention = model_.attention();
+  const Kernels<T>& k = kernels();
+  const ptrdiff_t M = attention.M, O = attention.O, joined = M + H_;
+  const Share rows = share_of(count, team.thread(), team.threads());
+  if (bahdanau()) {
+    attend_share(team, count);
+    for (ptrdiff_t j = rows.begin; j < rows.end; ++j)
+      std::copy_n(joined_.data() + j * joined, M, fed_.data() + j * M);
+    team.barrier();
+  }
+  layers_share(team, count, tokens);
+  if (!attention.none()) {
+    if (!bahdanau()) attend_share(team, count);
+    for (ptrdiff_t j = rows.begin; j < rows.end; ++j)
+      std::copy_n(h_.back().data() + j * pitch_, H_, joined_.data() + j * joined + M);
+    team.barrier();
+    gemm_share<T>(k,
+                  {.M = count,
+                   .N = O,
+                   .K = joined,
+                   .a = joined_.data(),
+                   .a_row = joined,
+                   .b = attention.output.forward.data(),
+                   .init = nullptr,
+                   .init_row = 0,
+                   .c = outputs_.data(),
+                   .c_row = O},
+                  team);
+    team.barrier();
+    T* const a = outputs_.data() + rows.begin * O;
+    k.tanh(rows.size() * O, a, a);
+    if (model_.feeding()) std::copy_n(a, rows.size() * O, fed_.data() + rows.begin * O);
+    team.barrier();
+  }
+  const PackedLinear<T>& output = model_.output();
+  gemm_share<T>(k,
+                {.M = count,
+                 .N = output.outputs,
+                 .K = O,
+                 .a = attention.none() ? h_.back().data() : outputs_.data(),
+                 .a_row = attention.none() ? pitch_ : O,
+                 .b = output.forward.data(),
+                 .init = output.bias.data(),
+                 .init_row = 0,
+                 .c = logits,
+                 .c_row = output.outputs},
+                team);
+  team.barrier();
+}
+
+template <class T>
+void AttentionRows<T>::gather(ptrdiff_t count, const int32_t* from) {
+  const auto move = [&](Buffer<T>& rows, Buffer<T>& moved, ptrdiff_t n, ptrdiff_t pitch) {
+    for (ptrdiff_t j = 0; j < count; ++j)
+      std::copy_n(rows.data() + from[j] * pitch, n, moved.data() + j * pitch);
+  };
+  for (size_t l = 0; l < h_.size(); ++l)  // h_next is free between steps
+    for (Buffer<T>* state : {&c_[l], &h_[l]}) {
+      move(*state, h_next_[l], H_, pitch_);
+      std::swap(*state, h_next_[l]);
+    }
+  const auto move_back = [&](Buffer<T>& rows, ptrdiff_t n) {
+    move(rows, moved_, n, n);
+    std::copy_n(moved_.data(), count * n, rows.data());
+  };
+  if (model_.feeding()) move_back(fed_, model_.fed());
+  if (coverage_.size()) move_back(coverage_, S_);
+  for (ptrdiff_t j = 0; j < count; ++j)
+    source_next_[static_cast<size_t>(j)] = source_[static_cast<size_t>(from[j])];
+  std::copy_n(source_next_.begin(), count, source_.begin());
+}
+
+template <class T>
+ptrdiff_t AttentionRows<T>::state_size() const {
+  return 2 * L_ * H_ + (model_.feeding() ? model_.fed() : 0) + (coverage_.size() ? S_ : 0) + 1;
+}
+
+template <class T>
+void AttentionRows<T>::save(ptrdiff_t row, T* state) const {
+  for (const std::vector<Buffer<T>>* layers : {&h_, &c_})
+    for (const Buffer<T>& rows : *layers) state = std::copy_n(rows.data() + row * pitch_, H_, state);
+  if (model_.feeding()) state = std::copy_n(fed_.data() + row * model_.fed(), model_.fed(), state);
+  if (coverage_.size()) state = std::copy_n(coverage_.data() + row * S_, S_, state);
+  *state = static_cast<T>(source_[static_cast<size_t>(row)]);
+}
+
+template <class T>
+void AttentionRows<T>::load(ptrdiff_t row, const T* state) {
+  const auto take = [&](ptrdiff_t n, T* to) {
+    std::copy_n(state, n, to);
+    state += n;
+  };
+  for (std::vector<Buffer<T>>* layers : {&h_, &c_})
+    for (Buffer<T>& rows : *layers) take(H_, rows.data() + row * pitch_);
+  if (model_.feeding()) take(model_.fed(), fed_.data() + row * model_.fed());
+  if (coverage_.size()) take(S_, coverage_.data() + row * S_);
+  source_[static_cast<size_t>(row)] = static_cast<int32_t>(*state);
+}
+
+template class AttentionDecoder<float>;
+template class AttentionDecoder<double>;
+template class AttentionRows<float>;
+template class AttentionRows<double>;
+
+}  // namespace fusedlstm

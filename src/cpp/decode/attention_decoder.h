@@ -1,0 +1,94 @@
+// A decoder with attention for the generation loops: embedding, LSTM of one direction, attention over the
+// memory of each source, output layer; the equations are those of decode/attention_training.h.
+// V token ids, E embedding size, F values fed back, S longest source, M memory size, L layers, H hidden
+// units.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "decode/step_model.h"
+#include "lstm/lstm.h"
+#include "ops/attention.h"
+
+namespace fusedlstm {
+
+template <class T>
+class AttentionDecoder {
+ public:
+  // embedding (V, E). The LSTM has one direction and E + F inputs, the output layer O inputs and V outputs.
+  AttentionDecoder(std::shared_ptr<const PackedWeights<T>> lstm,
+                   std::shared_ptr<const PackedAttention<T>> attention, bool feeding, const T* embedding,
+                   std::shared_ptr<const PackedLinear<T>> output);
+
+  const PackedWeights<T>& lstm() const { return *lstm_; }
+  const PackedAttention<T>& attention() const { return *attention_; }
+  const PackedLinear<T>& output() const { return *output_; }
+  const LstmShape& shape() const { return lstm_->shape; }
+  ptrdiff_t vocabulary() const { return output_->outputs; }
+  bool feeding() const { return feeding_; }
+  ptrdiff_t fed() const { return fed_; }  // F
+  // (4 H_pad): the first layer's bias and W x of a token's embedding
+  const T* table_row(int32_t token) const { return table_.data() + token * 4 * shape().hidden_padded(); }
+  const T* fed_panels() const { return fed_panels_.data(); }  // (F, 4 H_pad): W of what is fed back
+  size_t bytes() const { return lstm_->bytes() + output_->bytes() + table_.bytes() + fed_panels_.bytes(); }
+
+ private:
+  std::shared_ptr<const PackedWeights<T>> lstm_;
+  std::shared_ptr<const PackedAttention<T>> attention_;
+  std::shared_ptr<const PackedLinear<T>> output_;
+  bool feeding_;
+  ptrdiff_t fed_;
+  Buffer<T> table_, fed_panels_;
+};
+
+// Values of each row that is fed back, of [e_t ; fed].
+template <class T>
+ptrdiff_t fed_columns(const PackedAttention<T>& attention, bool feeding) {
+  if (feeding) return attention.O;
+  return attention.kind == Attention::kBahdanau ? attention.M : 0;
+}
+
+// A row's state: h (L, H), c (L, H), a_{t-1} (O) with feeding, the coverage (S) where there is one, and the
+// index of its source. The decoder must outlive the rows.
+template <class T>
+class AttentionRows final : public StepRows<T> {
+ public:
+  // Rows 0 .. N - 1 are the N sources before their first token. memory (N, S, M) and lengths (N), each in
+  // 1 .. S, are read here only, and null without attention; initial (L, N, H). capacity >= N.
+  AttentionRows(const AttentionDecoder<T>& model, ptrdiff_t capacity, ptrdiff_t N, ptrdiff_t S,
+                const T* memory, const int32_t* lengths, const LstmStates<T>& initial, const Poll& poll);
+
+  // Attention weights (S) of a row's last step, 0 past its source's length.
+  const T* weights(ptrdiff_t row) const { return weights_.data() + row * S_; }
+
+  const Kernels<T>& kernels() const override { return model_.lstm().kernels(); }
+  ptrdiff_t vocabulary() const override { return model_.vocabulary(); }
+  ptrdiff_t capacity() const override { return capacity_; }
+  void step_share(Team& team, ptrdiff_t count, const int32_t* tokens, T* logits) override;
+  void gather(ptrdiff_t count, const int32_t* from) override;
+  ptrdiff_t state_size() const override;
+  void save(ptrdiff_t row, T* state) const override;
+  void load(ptrdiff_t row, const T* state) override;
+
+ private:
+  bool bahdanau() const { return model_.attention().kind == Attention::kBahdanau; }
+  void attend_share(Team& team, ptrdiff_t count);
+  void layers_share(Team& team, ptrdiff_t count, const int32_t* tokens);
+
+  const AttentionDecoder<T>& model_;
+  ptrdiff_t capacity_, S_, L_, H_, pitch_, gates_pitch_;
+  SourceMemory<T> memory_;
+  std::vector<int32_t> source_, source_next_;  // by row
+  std::vector<Buffer<T>> h_, h_next_, c_;      // by layer: (capacity, H_pad)
+  Buffer<T> gates_;                            // (capacity, 4 H_pad)
+  Buffer<T> fed_;                              // (capacity, F)
+  Buffer<T> coverage_;                         // (capacity, S): before the next step
+  Buffer<T> moved_;                            // of what gather moves
+  Buffer<T> queries_;                          // (capacity, A): of the additive kinds
+  Buffer<T> weights_;                          // (capacity, S)
+  Buffer<T> joined_;                           // (capacity, M + H): [context ; h]
+  Buffer<T> outputs_;                          // (capacity, O)
+};
+
+}  // namespace fusedlstm
