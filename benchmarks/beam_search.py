@@ -17,9 +17,10 @@ import fusedlstm
 from fusedlstm.data import Vocabulary
 from fusedlstm.generation import BeamSearch
 
-from .harness import Record, alternate, assert_close, use_threads
+from .harness import Plan, Record, alternate, assert_close, use_threads
 from .language_model import LAYERS, Size, TorchLanguageModel, pair
 
+BENCHMARK = "beam_search"
 WIDTH = 5
 PROMPT_TOKENS = 8
 MODEL = Size(512, Vocabulary.from_text(" ".join(f"w{k}" for k in range(9998)) + "\n", "word"), 16, 64)
@@ -113,12 +114,15 @@ def models(size: Size) -> tuple[fusedlstm.LanguageModel, TorchLanguageModel, int
     return ours, peer, stop
 
 
-def run(threads: int, quick: bool, size: Size = MODEL) -> Iterator[Record]:
-    use_threads(threads)
+def run(plan: Plan, size: Size = MODEL) -> Iterator[Record]:
+    use_threads(plan.threads)
     ours, peer, stop = models(size)
-    new = 16 if quick else 64
+    new = 16 if plan.quick else 64
     search = BeamSearch(width=WIDTH, num_return=WIDTH, max_new_tokens=new, stop_tokens=[stop])
     for N in (1, 16):
+        case = f"{LAYERS}x{size.hidden} V={len(size.vocabulary)} N={N} W={WIDTH}"
+        if not plan.wants(BENCHMARK, case):
+            continue
         prompts = np.random.default_rng(N).integers(0, len(size.vocabulary), (N, PROMPT_TOKENS), np.int32)
         lengths = np.full(N, PROMPT_TOKENS, np.int32)
         decoder, flat, peer_prompts = ours.decoder, prompts.reshape(-1), torch.from_numpy(prompts).long()
@@ -131,13 +135,12 @@ def run(threads: int, quick: bool, size: Size = MODEL) -> Iterator[Record]:
 
         found = work()
         assert_same_n_best(found, peer_work())
-        record = alternate(work, peer_work, repetitions=3 if quick else 11)
+        record = alternate(work, peer_work, repetitions=3 if plan.quick else 11)
         record |= {
-            "benchmark": "beam_search",
-            "case": f"{LAYERS}x{size.hidden} V={len(size.vocabulary)} N={N} W={WIDTH}",
+            "benchmark": BENCHMARK,
+            "case": case,
             "shape": {"N": N, "W": WIDTH, "new": new, "H": size.hidden, "L": LAYERS},
             "length_of_best": found[1][:, 0].tolist(),
             "peer": "torch",
-            "threads": threads,
         }
         yield record

@@ -66,6 +66,11 @@ def states(text):
     assert "False" not in text
 
 
+def encoder_decoder(text):
+    assert number(r"(\d+) of 500 new dates right", text) >= 400
+    assert len(re.findall(r"^ *\d+ [a-z]+ \d{4} -> \d{4}-\d\d-\d\d$", text, re.MULTILINE)) >= 4
+
+
 def character_generator(text):
     losses = [float(loss) for loss in re.findall(r"([\d.]+) nats per character", text)]
     assert losses == sorted(losses, reverse=True)
@@ -78,7 +83,7 @@ def character_generator(text):
 
 CHECKS = [
     integer_to_sequence, character_to_text, value_to_sine, window_to_value, window_to_values, states,
-    character_generator,
+    encoder_decoder, character_generator,
 ]  # fmt: skip
 
 

@@ -9,13 +9,13 @@ import pickle
 import numpy as np
 import pytest
 import reference
-import safetensors.numpy
+import safetensors
 from cases import central_differences
 from tolerances import assert_close
 
 from fusedlstm import OneToMany
 from fusedlstm.data import Vocabulary
-from fusedlstm.io import FormatError
+from fusedlstm.io import FormatError, write_tensors
 from fusedlstm.training import InverseSigmoidDecay, LinearDecay
 
 KINDS = {
@@ -50,9 +50,9 @@ def feedback_of(model):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_gradient(kind, rng):
-    model = tiny(kind, hidden_size=3, dropout=0.3)
-    x, targets = data(model, rng)
-    lengths = np.array([4, 0, 2, 3])
+    model = tiny(kind, hidden_size=2, num_layers=2 if kind == "vector" else 1, dropout=0.3)
+    x, targets = data(model, rng, N=3, T=3)
+    lengths = np.array([3, 0, 2])
     for feedback in feedback_of(model):
 
         def loss(feedback=feedback):
@@ -249,10 +249,9 @@ def test_inconsistent_files_are_refused(change, message, tmp_path):
     model.save(path)
     with safetensors.safe_open(path, "np") as file:
         metadata = file.metadata()
-    tensors = safetensors.numpy.load_file(path)
     metadata["config"] = json.dumps({**json.loads(metadata["config"]), **change})
     del metadata["checksum"]
-    safetensors.numpy.save_file(tensors, path, metadata)
+    write_tensors(path, model.named_parameters(), metadata)
     with pytest.raises(FormatError, match=message):
         OneToMany.load(path)
 

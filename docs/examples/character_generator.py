@@ -1,6 +1,6 @@
 """A character-level text generator: windows of 40 characters, 256 units, sampled.
 
-The text is a chapter of Python's reference, which comes with every Python.
+The text is the start of a chapter of Python's reference, which comes with every Python.
 """
 
 from pydoc_data.topics import topics
@@ -8,7 +8,7 @@ from pydoc_data.topics import topics
 from fusedlstm import LanguageModel
 from fusedlstm.data import Vocabulary
 
-text = topics["compound"]
+text = topics["compound"][:30000]
 vocabulary = Vocabulary.from_text(text, "char")
 model = LanguageModel(vocabulary, embedding_size=32, hidden_size=256, num_layers=1)
 print(f"{len(text)} characters, {len(vocabulary)} different ones")

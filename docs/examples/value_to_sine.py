@@ -9,7 +9,7 @@ from fusedlstm import OneToMany
 
 
 def wave(phase):
-    """Thirty steps of 0.2 radians, (N, 30, 1), and the phase as a point on the circle, (N, 2)."""
+    """Phases (N, 1), and thirty steps of 0.2 radians of the sine from there, (N, 30, 1)."""
     values = np.sin(phase[:, None] + 0.2 * np.arange(30))[..., None].astype(np.float32)
     return phase[:, None].astype(np.float32), values
 

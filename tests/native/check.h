@@ -102,4 +102,7 @@ void test_lstm(const fusedlstm::Level& level, int max_threads, std::vector<std::
 // Beam search over a model made for the test, on the level in use.
 void test_beam_search(int max_threads);
 
+// Outputs that are fed back, on the level in use.
+void test_one_to_many(int max_threads);
+
 }  // namespace fusedlstm_tests

@@ -62,7 +62,10 @@ int run(const std::string& only, int max_threads, bool hashes_only) {
       test_int8(level->name, level->int8);
     }
     fusedlstm::set_level(level->name);
-    if (!hashes_only) test_beam_search(max_threads);
+    if (!hashes_only) {
+      test_beam_search(max_threads);
+      test_one_to_many(max_threads);
+    }
     std::vector<std::string> hashes;
     test_lstm(*level, max_threads, &hashes);
     for (const std::string& hash : hashes) std::printf("%s %s\n", level->name, hash.c_str());

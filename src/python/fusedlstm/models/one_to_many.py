@@ -738,8 +738,10 @@ class OneToMany(Module):
             The file cannot be read.
         """
         file = load_model(path, SCHEMA)
-        num_tokens = file.config.pop("num_tokens")
-        model = cls(vocabulary=num_tokens if file.vocabulary is None else file.vocabulary, **file.config)
+        vocabulary = file.config.pop("num_tokens")
+        if isinstance(file.vocabulary, Vocabulary):
+            vocabulary = file.vocabulary
+        model = cls(vocabulary=vocabulary, **file.config)
         model.load_state_dict(file.tensors)
         return model
 
