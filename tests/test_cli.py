@@ -229,6 +229,23 @@ def test_generate(model_file, capsys):
     out = capsys.readouterr().out
     assert "=== prompt 1 of 2: 'the'\nthe" in out
     assert "=== prompt 2 of 2: 'fox'\nfox" in out
+    rules = [
+        "--min-p",
+        "0.1",
+        "--typical-p",
+        "0.9",
+        "--repetition-penalty",
+        "1.2",
+        "--no-repeat-ngram-size",
+        "3",
+    ]
+    ends = ["--stop", "q", "--stop", "z", "--stop-string", "o ", "--min-length", "5"]
+    assert main([*words, "--prompt", "the", *rules, *ends]) == 0
+    text = LanguageModel.load(model_file).generate(
+        "the", max_new_tokens=40, seed=3, min_p=0.1, typical_p=0.9, repetition_penalty=1.2,
+        no_repeat_ngram_size=3, stop=["q", "z"], stop_strings=["o "], min_new_tokens=5,
+    )  # fmt: skip
+    assert capsys.readouterr().out == f"the{text}\n"
     assert main(words) == 0  # without a prompt: a new line
     assert len(capsys.readouterr().out) == 41
 

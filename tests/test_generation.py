@@ -99,6 +99,46 @@ def test_stop_ends_a_row_after_the_token(model):
     assert any(len(text) < 200 for text in stopped)
 
 
+def test_stop_strings_of_characters(model):
+    free = model.generate("the", max_new_tokens=200, seed=5)
+    stops = [free[50:52], free[60:63], free[40:45]]
+    stopped = model.sample("the", max_new_tokens=200, seed=5, stop_strings=stops)[0]
+    end = min(free.index(stop) + len(stop) for stop in stops)
+    assert stopped.text == free[:end]
+    assert stopped.finish == "stop_string"
+    assert len(stopped.tokens) == end
+
+
+def test_stop_strings_of_words(word_model):
+    """They may begin and end within words; the text is cut where they end, the tokens are whole."""
+    free = word_model.generate("the quick", max_new_tokens=200, seed=5, temperature=2.0)
+    for stop in (free[9:16], free[30:42], free[3:5], "\n" + free.split("\n")[1][:3]):
+        options = {"max_new_tokens": 200, "seed": 5, "temperature": 2.0, "stop_strings": stop}
+        stopped = word_model.sample("the quick", **options)[0]
+        assert stopped.text == free[: free.index(stop) + len(stop)]
+        whole = word_model.vocabulary.decode(
+            [*word_model.vocabulary.encode("the quick"), *stopped.tokens.tolist()]
+        )
+        assert whole.startswith("the quick" + stopped.text)
+        assert "".join(word_model.stream("the quick", **options)) == stopped.text
+
+
+def test_stop_strings_of_bytes(byte_model):
+    free = byte_model.sample("a", max_new_tokens=3000, seed=1)[0].tokens.tolist()
+    ascii_pairs = [at for at in range(20, 3000) if free[at] < 128 and free[at - 1] < 128]
+    at = ascii_pairs[0]
+    stop = bytes(free[at - 1 : at + 1]).decode()
+    stopped = byte_model.sample("a", max_new_tokens=3000, seed=1, stop_strings=[stop])[0]
+    end = bytes(free).index(stop.encode()) + 2
+    assert stopped.tokens.tolist() == free[:end]
+    assert stopped.text.endswith(stop)
+
+
+def test_the_prompt_is_no_part_of_a_stop_string(model):
+    first = model.generate("fo", max_new_tokens=1, seed=3)
+    assert len(model.generate("fo", max_new_tokens=30, seed=3, stop_strings="o" + first)) > 1
+
+
 def test_no_tokens_and_no_prompts(model):
     assert model.generate("the", max_new_tokens=0) == ""
     assert model.generate([]) == []
@@ -154,6 +194,39 @@ def test_pieces_come_while_the_loop_runs(model):
     assert latency < duration / 3
 
 
+def test_streams_of_several_prompts(model, byte_model):
+    """Rows as they come, each what it is alone; stop strings end them, and closing ends all."""
+    prompts = ["the", "fox", "lazy dog"]
+    for one, options in [
+        (model, {"temperature": 2.0, "stop_strings": ["a", "e "], "seed": 5}),
+        (byte_model, {"max_new_tokens": 60}),
+    ]:
+        stream = one.stream(prompts, **options)
+        texts = ["", "", ""]
+        for row, piece in stream:
+            assert piece
+            texts[row] += piece
+        assert texts == one.generate(prompts, **options)
+        assert stream.tokens == sum(len(made.tokens) for made in one.sample(prompts, **options))
+    stream = model.stream(prompts, max_new_tokens=1_000_000)
+    next(stream)
+    stream.close()
+    assert list(stream) == []
+    assert not [thread for thread in threading.enumerate() if thread.name == "fusedlstm-generate"]
+
+
+def test_a_text_comes_back_in_pieces(model):
+    texts = {}
+
+    def on_text(row, piece):
+        texts[row] = texts.get(row, "") + piece
+
+    options = {"num_sequences": 2, "stop_strings": "e ", "temperature": 2.0}
+    made = model.sample(["the", "fox"], on_text=on_text, **options)
+    assert [texts[row] for row in range(4)] == [one.text for one in made]
+    assert "stop_string" in {one.finish for one in made}
+
+
 def test_closing_a_stream_stops_the_loop(model):
     def threads() -> list[str]:
         return [thread.name for thread in threading.enumerate() if thread.name == "fusedlstm-generate"]
@@ -201,6 +274,18 @@ def test_many_streams_at_once_are_each_their_own(model):
         ({"stop": "ab"}, "stop must be one token"),
         ({"stop": ""}, "stop must be one token"),
         ({"stop": "X"}, "character 'X'"),
+        ({"stop": ["o", "X"]}, "character 'X'"),
+        ({"stop_strings": ""}, "stop_strings must not be empty"),
+        ({"stop_strings": ["ok", ""]}, "stop_strings must not be empty"),
+        ({"min_p": 1.0}, "min_p must be"),
+        ({"typical_p": 0.0}, "typical_p must be"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size must be"),
+        ({"min_new_tokens": 501}, "min_new_tokens must be"),
+        ({"banned_tokens": [1000]}, "banned_tokens must lie in"),
+        ({"forced_tokens": {0: -1}}, "forced_tokens must lie in"),
+        ({"forced_tokens": {500: 1}}, "forced_tokens must have keys in"),
+        ({"forced_tokens": {0: 1}, "banned_tokens": [1]}, "forced_tokens must not be banned"),
     ],
 )
 def test_wrong_options_are_refused(model, options, message):
@@ -208,6 +293,18 @@ def test_wrong_options_are_refused(model, options, message):
         model.generate("the", **options)
     with pytest.raises(ValueError, match=message):
         model.stream("the", **options)  # at the call, not at the first piece
+
+
+def test_options_of_the_wrong_kind_are_refused(model):
+    for options in (
+        {"top_k": 2.5},
+        {"temperature": "hot"},
+        {"banned_tokens": 3},
+        {"beams": 3},
+        {"processor": 1},
+    ):
+        with pytest.raises(TypeError):
+            model.generate("the", **options)
 
 
 def test_wrong_prompts_are_refused(model, word_model):

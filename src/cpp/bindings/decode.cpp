@@ -113,11 +113,13 @@ class TypedSession final : public PySession {
     std::vector<int64_t> all;
     for (const Sequence& sequence : pool_.sequences()) all.push_back(sequence.id);
     without_gil([&] {
-      run_job(0, nullptr, [&](Team& team) {  // no poll: an end half-way would leave half a step
+      const int threads = num_threads();
+      pool_.prepare(threads, hooks);
+      run_job(threads, nullptr, [&](Team& team) {  // no poll: an end half-way would leave half a step
         pool_.choose_share(team, hooks);
         if (team.thread() == 0) {
           pool_.append();
-          pool_.keep(pool_.unfinished());
+          pool_.drop_finished();
         }
         team.barrier();
         pool_.step_share(team);

@@ -53,9 +53,11 @@ void generate(StepRows<T>& rows, const T* logits, const GenerationRequest<T>& re
       rows.save(j, result.states + r * rows.state_size());
     }
     if (request.on_tokens) request.on_tokens(step_tokens.data(), ended.data());
-    pool.keep(pool.unfinished());
+    pool.drop_finished();
   };
-  run_job(0, poll, [&](Team& team) {
+  const int threads = num_threads();
+  pool.prepare(threads, request.hooks);
+  run_job(threads, poll, [&](Team& team) {
     for (ptrdiff_t step = 0;; ++step) {
       pool.choose_share(team, request.hooks);
       if (team.thread() == 0) take(step);

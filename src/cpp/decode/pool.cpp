@@ -24,30 +24,32 @@ void GenerationPool<T>::keep(const std::vector<int32_t>& kept) {
 }
 
 template <class T>
+void GenerationPool<T>::prepare(int threads, const Hooks<T>& hooks) {
+  const ptrdiff_t V = rows_.vocabulary(), all = rows_.capacity() * V;
+  choices_.resize(sequences_.size());
+  while (samplers_.size() < static_cast<size_t>(threads)) samplers_.emplace_back(rows_.kernels(), V);
+  const bool scored = hooks.token_mask || hooks.processor ||
+                      std::any_of(sequences_.begin(), sequences_.end(), [](const Sequence& sequence) {
+                        return may_constrain(sequence.options->constraints);
+                      });
+  if (scored && scores_.size() == 0) scores_ = Buffer<T>(all);
+  if (hooks.token_mask && allowed_.size() == 0) allowed_ = Buffer<bool>(all);
+}
+
+template <class T>
 void GenerationPool<T>::choose_share(Team& team, const Hooks<T>& hooks) {
   const ptrdiff_t V = rows_.vocabulary();
-  const bool hooked = hooks.token_mask || hooks.processor;
-  const auto row_constrained = [&](const Sequence& sequence) {
-    return hooked || is_constrained(sequence.options->constraints, sequence.history());
-  };
-  if (team.thread() == 0) {
-    choices_.resize(sequences_.size());
-    while (samplers_.size() < static_cast<size_t>(team.threads())) samplers_.emplace_back(rows_.kernels(), V);
-    const ptrdiff_t all = rows_.capacity() * V;
-    if (scores_.size() == 0 && std::any_of(sequences_.begin(), sequences_.end(), row_constrained))
-      scores_ = Buffer<T>(all);
-    if (hooks.token_mask) {
-      if (allowed_.size() == 0) allowed_ = Buffer<bool>(all);
-      hooks.token_mask(sequences_, allowed_.data());
-    }
+  if (hooks.token_mask) {
+    if (team.thread() == 0) hooks.token_mask(sequences_, allowed_.data());
+    team.barrier();
   }
-  team.barrier();
   const Share share = share_of(count(), team.thread(), team.threads());
-  const auto row_scores = [&](ptrdiff_t j) { return scores_.data() + j * V; };
   const auto constrain_row = [&](ptrdiff_t j) {
     const Sequence& sequence = sequences_[static_cast<size_t>(j)];
+    T* const scores = scores_.data() + j * V;
     constrain<T>(sequence.options->constraints, sequence.history(),
-                 hooks.token_mask ? allowed_.data() + j * V : nullptr, V, logits(j), row_scores(j));
+                 hooks.token_mask ? allowed_.data() + j * V : nullptr, V, logits(j), scores);
+    return scores;
   };
   if (hooks.processor) {
     for (ptrdiff_t j = share.begin; j < share.end; ++j) constrain_row(j);
@@ -56,10 +58,13 @@ void GenerationPool<T>::choose_share(Team& team, const Hooks<T>& hooks) {
     team.barrier();
   }
   for (ptrdiff_t j = share.begin; j < share.end; ++j) {
-    const bool constrained = row_constrained(sequences_[static_cast<size_t>(j)]);
-    if (constrained && !hooks.processor) constrain_row(j);
-    choose_row(static_cast<size_t>(j), samplers_[static_cast<size_t>(team.thread())],
-               constrained ? row_scores(j) : logits(j));
+    const Sequence& sequence = sequences_[static_cast<size_t>(j)];
+    const T* scores = logits(j);
+    if (hooks.processor)
+      scores = scores_.data() + j * V;
+    else if (hooks.token_mask || is_constrained(sequence.options->constraints, sequence.history()))
+      scores = constrain_row(j);
+    choose_row(static_cast<size_t>(j), samplers_[static_cast<size_t>(team.thread())], scores);
   }
   team.barrier();
 }
@@ -102,30 +107,26 @@ void GenerationPool<T>::append() {
     const std::vector<int32_t>& stops = options.constraints.stop_tokens;
     const ptrdiff_t behind = behind_stop_string(options, sequence.history());
     choice.behind = static_cast<int32_t>(std::max<ptrdiff_t>(behind, 0));
-    choice.finish = std::find(stops.begin(), stops.end(), choice.token) != stops.end() ? Finish::kStopToken
-                    : behind >= 0                                                      ? Finish::kStopString
-                    : sequence.history().new_tokens() >= options.max_new_tokens        ? Finish::kLength
-                                                                                       : Finish::kNot;
+    choice.finish = behind >= 0                                                          ? Finish::kStopString
+                    : std::find(stops.begin(), stops.end(), choice.token) != stops.end() ? Finish::kStopToken
+                    : sequence.history().new_tokens() >= options.max_new_tokens          ? Finish::kLength
+                                                                                         : Finish::kNot;
   }
 }
 
 template <class T>
-std::vector<int32_t> GenerationPool<T>::unfinished() const {
-  std::vector<int32_t> rows;
-  for (size_t j = 0; j < choices_.size(); ++j)
-    if (choices_[j].finish == Finish::kNot) rows.push_back(static_cast<int32_t>(j));
-  return rows;
+void GenerationPool<T>::drop_finished() {
+  std::vector<int32_t> kept;
+  for (size_t j = 0; j < sequences_.size(); ++j)
+    if (choices_[j].finish == Finish::kNot) kept.push_back(static_cast<int32_t>(j));
+  keep(kept);
+  fed_.clear();
+  for (const Sequence& sequence : sequences_) fed_.push_back(sequence.tokens.back());
 }
 
 template <class T>
 void GenerationPool<T>::step_share(Team& team) {
-  if (count() == 0) return;
-  if (team.thread() == 0) {
-    fed_.clear();
-    for (const Sequence& sequence : sequences_) fed_.push_back(sequence.tokens.back());
-  }
-  team.barrier();
-  rows_.step_share(team, count(), fed_.data(), logits_.data());
+  if (count() > 0) rows_.step_share(team, count(), fed_.data(), logits_.data());
 }
 
 template class GenerationPool<float>;

@@ -59,13 +59,15 @@ class GenerationPool {
   // Row j becomes row kept[j]; ascending.
   void keep(const std::vector<int32_t>& kept);
 
-  // A step is these three; all threads call the shares. Whatever `choose_share` throws, nothing has changed.
+  // Before a job of at most so many threads that makes steps; after sequences were added.
+  void prepare(int threads, const Hooks<T>& hooks);
+  // A step: all threads call the shares, one of them the two between. Whatever `choose_share` throws, no
+  // sequence has changed. The caller has a barrier before `step_share`.
   void choose_share(Team& team, const Hooks<T>& hooks);
-  const std::vector<Choice<T>>& choices() const { return choices_; }
   void append();  // choices become part of their sequences
+  void drop_finished();
   void step_share(Team& team);
-  // Rows of sequences that have not ended with the latest choices.
-  std::vector<int32_t> unfinished() const;
+  const std::vector<Choice<T>>& choices() const { return choices_; }  // the latest, by row before the drop
 
  private:
   void choose_row(size_t row, Sampler<T>& sampler, const T* scores);

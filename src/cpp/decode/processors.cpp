@@ -13,11 +13,16 @@ const int32_t* forced_token(const Constraints& constraints, const History& histo
 
 }  // namespace
 
+bool may_constrain(const Constraints& constraints) {
+  return constraints.repetition_penalty != 1 || constraints.no_repeat_ngram_size > 0 ||
+         !constraints.banned_tokens.empty() || !constraints.forced_tokens.empty() ||
+         (constraints.min_new_tokens > 0 && !constraints.stop_tokens.empty());
+}
+
 bool is_constrained(const Constraints& constraints, const History& history) {
   return constraints.repetition_penalty != 1 || constraints.no_repeat_ngram_size > 0 ||
-         !constraints.banned_tokens.empty() ||
-         (history.new_tokens() < constraints.min_new_tokens && !constraints.stop_tokens.empty()) ||
-         forced_token(constraints, history);
+         !constraints.banned_tokens.empty() || forced_token(constraints, history) ||
+         (history.new_tokens() < constraints.min_new_tokens && !constraints.stop_tokens.empty());
 }
 
 template <class T>

@@ -14,7 +14,8 @@ struct History {
   ptrdiff_t new_tokens() const { return count - prompt; }
 };
 
-// Whether `constrain` would do anything.
+// Whether `constrain` would do anything, ever and now.
+bool may_constrain(const Constraints& constraints);
 bool is_constrained(const Constraints& constraints, const History& history);
 
 // scores (V) = logits (V) with, in the order of Hugging Face's generate: repetition penalty, no repeated

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fusedlstm.cli.generate import show
-from fusedlstm.cli.options import add_sampling, add_threads, positive, use_threads
+from fusedlstm.cli.options import add_sampling, add_threads, positive, sampling, use_threads
 
 MAX_CHARACTERS = 4_000_000
 
@@ -92,15 +92,7 @@ def run(options: argparse.Namespace) -> int:
         f"trained on {history.tokens:,} characters, {history.tokens / history.seconds:,.0f} characters/s\n",
         file=sys.stderr,
     )
-    stream = model.stream(
-        options.prompt,
-        max_new_tokens=options.length,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        greedy=options.greedy,
-        seed=options.seed,
-    )
+    stream = model.stream(options.prompt, **sampling(options))
     sys.stdout.write(options.prompt.lstrip("\n"))
     print(f"\n{show(stream)}", file=sys.stderr)
     return 0

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from fusedlstm.cli.options import add_sampling, add_threads, use_threads
+from fusedlstm.cli.options import add_sampling, add_threads, natural_int, sampling, use_threads
 
 if TYPE_CHECKING:
     from fusedlstm import LanguageModel
@@ -29,7 +29,26 @@ def add_parser(commands: Any) -> None:
         metavar="TEXT",
         help="text to continue; may be given several times (default: the start of a line)",
     )
-    parser.add_argument("--stop", metavar="TOKEN", help="end after this character, byte or word")
+    parser.add_argument(
+        "--stop",
+        action="append",
+        metavar="TOKEN",
+        help="end after this character, byte or word; may be given several times",
+    )
+    parser.add_argument(
+        "--stop-string",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end after this text; may be given several times",
+    )
+    parser.add_argument(
+        "--min-length",
+        type=natural_int,
+        default=0,
+        metavar="N",
+        help="do not stop before N characters, bytes or words (default: %(default)s)",
+    )
     parser.add_argument(
         "--compute-dtype",
         choices=("float32", "bfloat16", "int8"),
@@ -51,13 +70,10 @@ def run(options: argparse.Namespace) -> int:
     streams = [
         model.stream(
             prompt,
-            max_new_tokens=options.length,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            greedy=options.greedy,
-            seed=options.seed,
             stop=options.stop,
+            stop_strings=options.stop_string,
+            min_new_tokens=options.min_length,
+            **sampling(options),
         )
         for prompt in prompts
     ]

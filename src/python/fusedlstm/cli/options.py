@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 
 def _number(
@@ -48,6 +49,22 @@ def use_threads(threads: int | None) -> None:
         _core.set_num_threads(threads)
 
 
+def sampling(options: argparse.Namespace) -> dict[str, Any]:
+    """Those of ``add_sampling``, as models' methods name them."""
+    return {
+        "max_new_tokens": options.length,
+        "temperature": options.temperature,
+        "top_k": options.top_k,
+        "top_p": options.top_p,
+        "min_p": options.min_p,
+        "typical_p": options.typical_p,
+        "repetition_penalty": options.repetition_penalty,
+        "no_repeat_ngram_size": options.no_repeat_ngram_size,
+        "greedy": options.greedy,
+        "seed": options.seed,
+    }
+
+
 def add_sampling(parser: argparse.ArgumentParser, *, length: int, temperature: float) -> None:
     """Options that say how the next token is chosen."""
     group = parser.add_argument_group("sampling")
@@ -78,6 +95,34 @@ def add_sampling(parser: argparse.ArgumentParser, *, length: int, temperature: f
         default=1.0,
         metavar="P",
         help="choose among the most probable tokens that make up this probability (default: %(default)s)",
+    )
+    group.add_argument(
+        "--min-p",
+        type=fraction,
+        default=0.0,
+        metavar="P",
+        help="choose among tokens at least P times as probable as the most probable (default: %(default)s)",
+    )
+    group.add_argument(
+        "--typical-p",
+        type=probability,
+        default=1.0,
+        metavar="P",
+        help="choose among the most typical tokens that make up this probability (default: %(default)s)",
+    )
+    group.add_argument(
+        "--repetition-penalty",
+        type=positive,
+        default=1.0,
+        metavar="X",
+        help="above 1, what was written before becomes less probable (default: %(default)s)",
+    )
+    group.add_argument(
+        "--no-repeat-ngram-size",
+        type=natural_int,
+        default=0,
+        metavar="N",
+        help="write no N tokens in a row twice; 0: may (default: %(default)s)",
     )
     group.add_argument("--greedy", action="store_true", help="always take the most probable token")
     group.add_argument(

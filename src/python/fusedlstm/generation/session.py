@@ -118,6 +118,11 @@ class Session:
         self._live: dict[int, tuple[Sampling, TextPieces]] = {}
 
     @property
+    def capacity(self) -> int:
+        """Most sequences at once."""
+        return self._core.capacity
+
+    @property
     def ids(self) -> tuple[int, ...]:
         """The live sequences, in the order in which they joined. An id is never used twice."""
         return tuple(self._live)
