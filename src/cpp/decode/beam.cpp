@@ -66,7 +66,7 @@ class Search {
         for (ptrdiff_t n = sources.begin; n < sources.end; ++n)
           choose_beams(sources_[static_cast<size_t>(n)], step);
         team.barrier();
-        if (team.thread() == 0) move_rows();
+        if (team.thread() == 0) move_rows(step + 1);
         team.barrier();
         if (beams_.empty()) return;
         rows_.step_share(team, static_cast<ptrdiff_t>(beams_.size()), tokens_.data(), logits_.data());
@@ -103,7 +103,7 @@ class Search {
   };
   struct Finished {
     double score;
-    ptrdiff_t node;
+    ptrdiff_t node, length;
   };
   struct Next {
     int32_t row;
@@ -123,14 +123,14 @@ class Search {
     bool ended = false;    // and all of it
   };
 
-  // Appends the last tokens of the hypothesis that ends at `node`, all but the first `skip`.
-  static void append_path(const Source& source, ptrdiff_t node, ptrdiff_t skip, std::vector<int32_t>& ids) {
-    const size_t begin = ids.size();
-    for (; node != kRoot; node = source.nodes[static_cast<size_t>(node)].parent)
-      ids.push_back(source.nodes[static_cast<size_t>(node)].token);
-    std::reverse(ids.begin() + static_cast<ptrdiff_t>(begin), ids.end());
-    ids.erase(ids.begin() + static_cast<ptrdiff_t>(begin),
-              ids.begin() + static_cast<ptrdiff_t>(begin) + skip);
+  // Appends the last `count` tokens of the hypothesis that ends at `node`.
+  static void append_path(const Source& source, ptrdiff_t node, ptrdiff_t count, std::vector<int32_t>& ids) {
+    ids.resize(ids.size() + static_cast<size_t>(count));
+    for (auto id = ids.rbegin(); count > 0; --count, ++id) {
+      const Node& last = source.nodes[static_cast<size_t>(node)];
+      *id = last.token;
+      node = last.parent;
+    }
   }
 
   double length_penalty(ptrdiff_t length) const {
@@ -148,7 +148,7 @@ class Search {
       return;
     }
     std::vector<int32_t> ids = source.context;
-    append_path(source, beam.node, 0, ids);
+    append_path(source, beam.node, step, ids);
     constrain(options_.constraints, {ids.data(), prompt + step, prompt}, nullptr, V_, log_p, scores);
   }
 
@@ -220,7 +220,7 @@ class Search {
             {beams_[static_cast<size_t>(candidate->row)].node, candidate->token, candidate->log_probability});
         if (!stops) tokens.push_back(candidate->token);
         if (ends)
-          finish(group, {candidate->sum / length_penalty(step + 1), node});
+          finish(group, {candidate->sum / length_penalty(step + 1), node, step + 1});
         else
           group.next.push_back({candidate->row, node, candidate->sum});
       }
@@ -248,7 +248,7 @@ class Search {
   }
 
   // The next beams of all sources to the first rows; ended sources take none.
-  void move_rows() {
+  void move_rows(ptrdiff_t length) {
     std::vector<Beam> beams;
     std::vector<int32_t> from;
     tokens_.clear();
@@ -266,19 +266,20 @@ class Search {
           in_place = in_place && next.row == row;
         }
       }
-      if (request_.on_prefix && !source.ended) hand_out_prefix(static_cast<ptrdiff_t>(n));
+      if (request_.on_prefix && !source.ended) hand_out_prefix(static_cast<ptrdiff_t>(n), length);
     }
     beams_ = std::move(beams);
     if (!in_place) rows_.gather(static_cast<ptrdiff_t>(from.size()), from.data());
   }
 
-  void hand_out_prefix(ptrdiff_t n) {
+  // The beams have `length` tokens now.
+  void hand_out_prefix(ptrdiff_t n, ptrdiff_t length) {
     Source& source = sources_[static_cast<size_t>(n)];
     std::vector<int32_t> agreed, other;
     bool first = true;
-    const auto agree = [&](ptrdiff_t node) {
+    const auto agree = [&](ptrdiff_t node, ptrdiff_t tokens) {
       other.clear();
-      append_path(source, node, source.agreed, other);
+      append_path(source, node, tokens - source.agreed, other);
       if (first)
         agreed = other;
       else
@@ -288,11 +289,11 @@ class Search {
     };
     source.ended = true;
     for (const Group& group : source.groups) {
-      for (const Next& next : group.next) agree(next.node);
+      for (const Next& next : group.next) agree(next.node, length);
       source.ended = source.ended && group.next.empty();
     }
     const std::vector<Finished> best = n_best(source);
-    if (!best.empty()) agree(best.front().node);
+    if (!best.empty()) agree(best.front().node, best.front().length);
     source.agreed += static_cast<ptrdiff_t>(agreed.size());
     request_.on_prefix(n, agreed, source.ended);
   }
@@ -310,7 +311,7 @@ class Search {
 
   static Hypothesis<T> hypothesis(const Source& source, const Finished& finished) {
     Hypothesis<T> result{finished.score, {}, {}};
-    append_path(source, finished.node, 0, result.tokens);
+    append_path(source, finished.node, finished.length, result.tokens);
     for (ptrdiff_t node = finished.node; node != kRoot; node = source.nodes[static_cast<size_t>(node)].parent)
       result.log_probability.push_back(source.nodes[static_cast<size_t>(node)].log_probability);
     std::reverse(result.log_probability.begin(), result.log_probability.end());

@@ -159,7 +159,7 @@ class Hypothesis:
     >>> from fusedlstm.data import Vocabulary
     >>> model = LanguageModel(Vocabulary.from_text("abc"), hidden_size=8)
     >>> best = model.beam_search("a", max_new_tokens=4, length_penalty=0.0)[0]
-    >>> len(best.text), abs(best.score - best.log_probabilities.sum()) < 1e-6
+    >>> len(best.text), bool(abs(best.score - best.log_probabilities.sum()) < 1e-6)
     (4, True)
     """
 
