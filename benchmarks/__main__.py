@@ -127,9 +127,8 @@ def measure(arguments: argparse.Namespace) -> None:
         earlier = json.loads(path.read_text())
         for key in SAME:
             if earlier["machine"][key] != machine[key]:
-                sys.exit(
-                    f"{path} has {key} {earlier['machine'][key]!r}, this run {machine[key]!r}: use another file"
-                )
+                there, here = earlier["machine"][key], machine[key]
+                sys.exit(f"{path} has {key} {there!r}, this run {here!r}: use another file")
         contents["records"] = earlier["records"]
     plan = harness.Plan(
         threads,

@@ -35,16 +35,13 @@ PyGeneration generate_targets(const PyAttentionDecoder& self, const py::array& h
         const Search<T> search(*decoder, function, h0, c0, memory, lengths, start_token);
         const ptrdiff_t N = search.sources.N;
         std::optional<AttentionRows<T>> rows;
-        without_gil(
-            [&] { rows.emplace(search.sources.rows(N * options->num_sequences, python_poll())); });
+        without_gil([&] { rows.emplace(search.sources.rows(N * options->num_sequences, python_poll())); });
         const std::vector<int32_t> ones(static_cast<size_t>(N), 1);
-        return run_generation<T>(function, *rows, N, search.start.data(), ones.data(),
-                                 {options, seeds, on_tokens, processor, token_mask},
-                                 [&](T* logits, const Poll& poll) {
-                                   run_job(0, poll, [&](Team& team) {
-                                     rows->step_share(team, N, search.start.data(), logits);
-                                   });
-                                 });
+        return run_generation<T>(
+            function, *rows, N, search.start.data(), ones.data(),
+            {options, seeds, on_tokens, processor, token_mask}, [&](T* logits, const Poll& poll) {
+              run_job(0, poll, [&](Team& team) { rows->step_share(team, N, search.start.data(), logits); });
+            });
       },
       self.decoder);
 }
@@ -77,8 +74,8 @@ py::tuple search_targets(const PyAttentionDecoder& self, const py::array& h0, co
 
 void bind_attention_search(py::module_& m) {
   py::reinterpret_borrow<py::class_<PyAttentionDecoder>>(m.attr("AttentionDecoder"))
-      .def("generate", &generate_targets, py::kw_only(), py::arg("h0"), py::arg("c0"),
-           py::arg("start_token"), py::arg("options"), py::arg("seeds"), py::arg("memory") = py::none(),
+      .def("generate", &generate_targets, py::kw_only(), py::arg("h0"), py::arg("c0"), py::arg("start_token"),
+           py::arg("options"), py::arg("seeds"), py::arg("memory") = py::none(),
            py::arg("memory_lengths") = py::none(), py::arg("on_tokens") = py::none(),
            py::arg("processor") = py::none(), py::arg("token_mask") = py::none())
       .def("beam_search", &search_targets, py::kw_only(), py::arg("h0"), py::arg("c0"),
