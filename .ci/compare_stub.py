@@ -82,9 +82,7 @@ def lines_of_extension(module: types.ModuleType) -> list[str]:
             for member_name, member in vars(value).items():
                 if isinstance(member, property):
                     lines.append(f"{name}.{member_name}")
-                elif callable(member) and (
-                    not member_name.startswith("_") or is_constructor(member_name, member)
-                ):
+                elif callable(member) and (not member_name.startswith("_") or is_bound(member_name, member)):
                     lines.append(line_of_function(f"{name}.", member_name, member))
         elif callable(value):
             lines.append(line_of_function("", name, value))
@@ -93,9 +91,9 @@ def lines_of_extension(module: types.ModuleType) -> list[str]:
     return sorted(lines)
 
 
-def is_constructor(name: str, member: Any) -> bool:
-    """True for an ``__init__`` that pybind11 bound; a class without one inherits one without signature."""
-    return name == "__init__" and (member.__doc__ or "").startswith("__init__(self: ")
+def is_bound(name: str, member: Any) -> bool:
+    """True for a special method that pybind11 bound; inherited ones have no signature."""
+    return name in ("__init__", "__len__") and (member.__doc__ or "").startswith(f"{name}(self: ")
 
 
 def main() -> int:

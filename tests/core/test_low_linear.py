@@ -118,10 +118,10 @@ def test_generation_has_the_logits_of_the_output_layer(isa, rng, compute):
     output = _core.linear_pack(weight, bias, compute_dtype=compute)
     prompts, lengths = np.array([1, 2, 3, 4, 5], np.int32), np.array([2, 3], np.int32)
     decoder = _core.LanguageModelDecoder(packed, embedding, output)
-    tokens, _, log_p, *_ = decoder.generate(
-        prompts, lengths, max_new_tokens=6, seeds=np.arange(2, dtype=np.uint64)
+    made = decoder.generate(
+        prompts, lengths, _core.SamplingOptions(max_new_tokens=6), seeds=np.arange(2, dtype=np.uint64)
     )
-    for prompt, new, found in zip(([1, 2], [3, 4, 5]), tokens, log_p, strict=True):
+    for prompt, new, found in zip(([1, 2], [3, 4, 5]), made.tokens, made.log_probabilities, strict=True):
         ids = np.concatenate([prompt, new])[:-1].astype(np.int32)[None]
         y, *_ = _core.lstm_forward(packed, ids, embedding=embedding)
         expected = log_softmax(_core.linear_forward(output, y[0]).astype(float))
