@@ -117,7 +117,6 @@ void bind_generation(py::module_& m) {
   py::class_<TokenTexts, std::shared_ptr<TokenTexts>> texts(m, "TokenTexts");
   texts.def(py::init(&make_texts), py::arg("texts"), py::kw_only(), py::arg("separator") = py::bytes(""),
             py::arg("line_end") = -1);
-  texts.def("__len__", [](const TokenTexts& t) { return t.text.size(); });
 
   py::class_<SamplingOptions, std::shared_ptr<SamplingOptions>> options(m, "SamplingOptions");
   options.def(py::init(&make_options), py::kw_only(), py::arg("max_new_tokens"),

@@ -47,10 +47,6 @@ struct LowRows {
     else
       level.int8.quantise_rows(rows, count, padded, h, h_row, int8.data() + at, stride * pitch, nullptr);
   }
-  void copy_row(ptrdiff_t from, ptrdiff_t to) {
-    if (bf16.size()) std::copy_n(bf16.data() + from * pitch, pitch, bf16.data() + to * pitch);
-    if (int8.size()) std::copy_n(int8.data() + from * pitch, pitch, int8.data() + to * pitch);
-  }
 };
 
 inline GemmBf16 bf16_product(const LowRows& a, const LowMatrix& b) {

@@ -250,7 +250,6 @@ class TokenTexts:
     """
 
     def __init__(self, texts: Sequence[bytes], *, separator: bytes = b"", line_end: int = -1) -> None: ...
-    def __len__(self) -> int: ...
 
 class SamplingOptions:
     """How tokens are chosen, checked; `fusedlstm.generation.Sampling` says what each option means."""
