@@ -139,17 +139,15 @@ class Search {
                     options_.length_penalty);
   }
 
-  // scores = log_p under the constraints
-  void constrain_row(const Beam& beam, ptrdiff_t step, const T* log_p, T* scores) const {
+  // log_p under the constraints: in `changed`, or log_p itself where there are none.
+  const T* constrained(const Beam& beam, ptrdiff_t step, const T* log_p, T* changed) const {
     const Source& source = sources_[static_cast<size_t>(beam.source)];
     const ptrdiff_t prompt = static_cast<ptrdiff_t>(source.context.size());
-    if (!is_constrained(options_.constraints, {nullptr, prompt + step, prompt})) {
-      std::copy(log_p, log_p + V_, scores);
-      return;
-    }
+    if (!is_constrained(options_.constraints, {nullptr, prompt + step, prompt})) return log_p;
     std::vector<int32_t> ids = source.context;
     append_path(source, beam.node, step, ids);
-    constrain(options_.constraints, {ids.data(), prompt + step, prompt}, nullptr, V_, log_p, scores);
+    constrain(options_.constraints, {ids.data(), prompt + step, prompt}, nullptr, V_, log_p, changed);
+    return changed;
   }
 
   // The best continuations of one row, best first, lower ids first among equals: one pass over V, in which
@@ -161,9 +159,9 @@ class Search {
     if (!(log_sum - log_sum == 0 && largest - largest == 0))
       throw NotNumbers("the logits of source " + std::to_string(beam.source) + " at new token " +
                        std::to_string(step) + " are not finite");
-    T *const log_p = scratch, *const scores = scratch + V_;
+    T* const log_p = scratch;
     for (ptrdiff_t j = 0; j < V_; ++j) log_p[j] = (logits[j] - largest) - log_sum;
-    constrain_row(beam, step, log_p, scores);
+    const T* const scores = constrained(beam, step, log_p, scratch + V_);
 
     std::vector<Candidate>& best = candidates_[static_cast<size_t>(row)];
     best.clear();

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from queue import SimpleQueue
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusedlstm import _core
 from fusedlstm.data import TextDecoder
+from fusedlstm.generation._loop import iterate
 from fusedlstm.generation.sampling import Sampling
 
 Int = NDArray[np.int32]
-
-
-class _Closed(Exception):
-    """Raised in the native loop's callback when nobody reads any more."""
 
 
 def token_steps(
@@ -60,42 +55,19 @@ def token_steps(
     ValueError
         From the native loop: a token out of range.
     """
-    # None marks the end; an exception of the loop is passed on as it is
-    queue: SimpleQueue[tuple[Int, Int] | BaseException | None] = SimpleQueue()
-    closed = threading.Event()
 
-    def on_tokens(tokens: Int, ended: Int) -> None:
-        if closed.is_set():
-            raise _Closed
-        queue.put((tokens, ended))
+    def loop(put: Callable[[tuple[Int, Int]], None]) -> None:
+        decoder.generate(
+            np.concatenate(prompts),
+            np.array([len(prompt) for prompt in prompts], np.int32),
+            sampling.core(token_texts),
+            seeds=sampling.seeds(len(prompts) * sampling.num_sequences),
+            on_tokens=lambda tokens, ended: put((tokens, ended)),
+            processor=processor,
+            token_mask=token_mask,
+        )
 
-    def loop() -> None:
-        try:
-            decoder.generate(
-                np.concatenate(prompts),
-                np.array([len(prompt) for prompt in prompts], np.int32),
-                sampling.core(token_texts),
-                seeds=sampling.seeds(len(prompts) * sampling.num_sequences),
-                on_tokens=on_tokens,
-                processor=processor,
-                token_mask=token_mask,
-            )
-        except _Closed:
-            return
-        except BaseException as error:  # handed to the reader, who raises it
-            queue.put(error)
-        queue.put(None)
-
-    thread = threading.Thread(target=loop, name="fusedlstm-generate", daemon=True)
-    thread.start()
-    try:
-        while (item := queue.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        closed.set()
-        thread.join()
+    return iterate(loop)
 
 
 def token_stream(
