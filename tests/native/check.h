@@ -99,4 +99,7 @@ void test_lstm_bf16(const fusedlstm::Level& level, const fusedlstm::Level& widen
 // of threads (1 or max_threads) changes it.
 void test_lstm(const fusedlstm::Level& level, int max_threads, std::vector<std::string>* hashes);
 
+// The same for decoders with attention.
+void test_attention(const fusedlstm::Level& level, int max_threads, std::vector<std::string>* hashes);
+
 }  // namespace fusedlstm_tests
