@@ -204,6 +204,70 @@ void test_cell(const Level& level, ptrdiff_t M, ptrdiff_t H) {
                                     std::to_string(backward / bound / 2) + " of the bound");
 }
 
+// Additive attention scores and their derivatives against the formulas in long double.
+template <class T>
+void test_additive(const Level& level, ptrdiff_t A, ptrdiff_t S, bool covers) {
+  const Kernels<T>& kernels = table_of<T>(level);
+  Values values(static_cast<uint32_t>(A * 1009 + S));
+  const auto keys = values.vector<T>(S * A), query = values.vector<T>(A), v = values.vector<T>(A);
+  const auto w = values.vector<T>(A), coverage = values.vector<T>(S), d_scores = values.vector<T>(S);
+  const auto size = [](ptrdiff_t n) { return static_cast<size_t>(n); };
+  const ptrdiff_t columns = round_up(S, kernels.panel);
+  std::vector<T> panels(size(A * columns)), d_panels(size(A * columns)), scores(size(S)), d_query(size(A)),
+      d_v(size(A)), d_w(size(A));
+  std::vector<T> d_coverage = values.vector<T>(S), d_coverage_before = d_coverage;
+  kernels.pack(A, S, keys.data(), 1, A, panels.data());
+  const fusedlstm::AdditiveScores<T> forward{.A = A,
+                                             .S = S,
+                                             .keys = panels.data(),
+                                             .query = query.data(),
+                                             .v = v.data(),
+                                             .w = covers ? w.data() : nullptr,
+                                             .coverage = coverage.data(),
+                                             .scores = scores.data()};
+  kernels.additive_scores(forward);
+  kernels.additive_backward({.forward = forward,
+                             .d_scores = d_scores.data(),
+                             .d_keys = d_panels.data(),
+                             .d_query = d_query.data(),
+                             .d_v = d_v.data(),
+                             .d_w = d_w.data(),
+                             .d_coverage = d_coverage.data()});
+  std::vector<long double> score(size(S)), dq(size(A)), dv(size(A)), dw(size(A));
+  std::vector<long double> dc(d_coverage_before.begin(), d_coverage_before.end());
+  double error = 0;
+  const auto compare = [&](T actual, long double wanted) {
+    error = std::max(error, static_cast<double>(std::abs(actual - wanted)));
+  };
+  for (ptrdiff_t s = 0; s < S; ++s) {
+    for (ptrdiff_t a = 0; a < A; ++a) {
+      const long double weight = covers ? w[size(a)] : T(0);
+      const long double t = std::tanh(static_cast<long double>(keys[size(s * A + a)]) + query[size(a)] +
+                                      coverage[size(s)] * weight);
+      const long double du = d_scores[size(s)] * v[size(a)] * (1 - t * t);
+      score[size(s)] += v[size(a)] * t;
+      dq[size(a)] += du;
+      dv[size(a)] += d_scores[size(s)] * t;
+      dw[size(a)] += du * coverage[size(s)];
+      dc[size(s)] += du * weight;
+      compare(d_panels[size(s / kernels.panel * (A * kernels.panel) + a * kernels.panel + s % kernels.panel)],
+              du);
+    }
+    compare(scores[size(s)], score[size(s)]);
+    compare(d_coverage[size(s)], dc[size(s)]);
+  }
+  for (ptrdiff_t a = 0; a < A; ++a) {
+    compare(d_query[size(a)], dq[size(a)]);
+    compare(d_v[size(a)], dv[size(a)]);
+    if (covers) compare(d_w[size(a)], dw[size(a)]);
+  }
+  const double bound =
+      static_cast<double>(std::numeric_limits<T>::epsilon()) * static_cast<double>(A + S + 8);
+  expect(error <= bound, name_of<T>(level, "additive") + " A=" + std::to_string(A) +
+                             " S=" + std::to_string(S) + ": error " + std::to_string(error / bound) +
+                             " of the bound");
+}
+
 template <class T>
 void test_all(const Level& level) {
   const ptrdiff_t lanes = table_of<T>(level).lanes;
@@ -216,6 +280,8 @@ void test_all(const Level& level) {
       for (ptrdiff_t R : {0, 1, 17, 400, 800}) test_gemm_transposed<T>(level, M, N, R, (M + R) % 2 == 0);
   for (ptrdiff_t M : {1, 2, 3, 6, 14})
     for (ptrdiff_t H = 1; H <= 2 * lanes + 3; ++H) test_cell<T>(level, M, H);
+  for (ptrdiff_t A : {1, 5, 33})
+    for (ptrdiff_t S = 1; S <= 4 * lanes + 3; S += 3) test_additive<T>(level, A, S, S % 2 == 0);
   test_functions<T>(level);
 }
 

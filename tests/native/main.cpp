@@ -68,6 +68,7 @@ int run(const std::string& only, int max_threads, bool hashes_only) {
     }
     std::vector<std::string> hashes;
     test_lstm(*level, max_threads, &hashes);
+    test_attention(*level, max_threads, &hashes);
     for (const std::string& hash : hashes) std::printf("%s %s\n", level->name, hash.c_str());
     if (first.empty()) first = hashes;
     expect(hashes == first, std::string(level->name) + " computes other bits than the first level");

@@ -385,7 +385,7 @@ void AttentionTape<T>::backward(const T* dy, const T* dh_n, const T* dc_n, const
         steps_.backward_share(team, s, {d_outputs_.data() + first * O_, O_}, dx, x_pitch_);
       } else if (bahdanau()) {
         for_slots(team, rows_, s, [&](ptrdiff_t slot) {
-          if (slot < later) k_.add(H_, d_h_.data() + slot * H_, d_h + slot * joined_pitch_);
+          k_.add(H_, d_h_.data() + slot * H_, d_h + slot * joined_pitch_);  // 0 in its last step
         });
         team.barrier();
         steps_.backward_share(team, s, {d_h, joined_pitch_}, dx, x_pitch_);
