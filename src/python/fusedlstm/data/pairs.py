@@ -192,7 +192,7 @@ class PairBatches:
     Parameters
     ----------
     pairs : sequence of (str, str)
-        Source and target sentences; none may be empty.
+        Source and target sentences, not empty.
     tokenizers : TokenizerPair
         Of the two sides.
     batch_size : int
@@ -201,6 +201,8 @@ class PairBatches:
         Whether the encoder reads the source's tokens from the last to the first; ``<eos>`` stays at the end.
     max_length : int, optional
         Leave out pairs of which one side has more tokens.
+    empty_targets : bool
+        Whether targets may be empty.
     pool : int
         Batches that are sorted together; 1: no sorting.
 
@@ -237,6 +239,7 @@ class PairBatches:
         *,
         reverse_source: bool = False,
         max_length: int | None = None,
+        empty_targets: bool = False,
         pool: int = 50,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("max_length", max_length), ("pool", pool)):
@@ -251,7 +254,7 @@ class PairBatches:
                 raise TypeError(f"PairBatches: pair {number} must be (source, target), got {pair!r}")
             source, target = tokenizers.source.encode(pair[0]), tokenizers.target.encode(pair[1])
             for side, ids in (("source", source), ("target", target)):
-                if not len(ids):
+                if not len(ids) and not (side == "target" and empty_targets):
                     raise ValueError(f"pair {number}: the {side} sentence is empty")
             if max_length is not None and max(len(source), len(target)) > max_length:
                 self.left_out += 1

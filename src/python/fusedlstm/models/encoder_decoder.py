@@ -534,7 +534,7 @@ class Decoder(Module):
             As a call of `fusedlstm.nn.AttentionDecoder`.
         """
         if self.layers.attention is None:
-            y, _ = self.layers.lstm(inputs, state=state, lengths=lengths, embedding=self.embedding)
+            y = self.layers.lstm(inputs, state=state, lengths=lengths, embedding=self.embedding)
         else:
             y = self.layers(
                 self.embedding(inputs),
@@ -583,7 +583,7 @@ class Decoder(Module):
         y: Float
         tape: LSTMTape | AttentionDecoderTape
         if self.layers.attention is None and teacher_probability == 1.0 and not self.embedding_dropout:
-            (y, _), tape = self.layers.lstm.forward(
+            y, tape = self.layers.lstm.forward(
                 x,
                 state=state,
                 lengths=lengths,

@@ -566,7 +566,7 @@ class Seq2Seq(Module):
         Parameters
         ----------
         source, target : str or sequence of str
-            One pair, or as many of both.
+            One pair, or as many of both; targets may be empty.
 
         Returns
         -------
@@ -576,7 +576,7 @@ class Seq2Seq(Module):
         Raises
         ------
         ValueError
-            If the numbers differ, or a sentence is empty or, for a source, has unknown tokens only.
+            If the numbers differ, or a source is empty or has unknown tokens only.
         """
         single = isinstance(source, str)
         sources = [source] if isinstance(source, str) else list(source)
@@ -586,7 +586,8 @@ class Seq2Seq(Module):
         if not sources:
             return []
         self._sources(sources, "score")
-        losses = self._pair_losses(self._batches(list(zip(sources, targets, strict=True)), 64))
+        pairs = self._batches(list(zip(sources, targets, strict=True)), 64, empty_targets=True)
+        losses = self._pair_losses(pairs)
         return -float(losses[0]) if single else [-float(loss) for loss in losses]
 
     def _sources(self, texts: Sequence[str], who: str) -> list[Int]:
@@ -673,11 +674,16 @@ class Seq2Seq(Module):
         UserWarning
             A source is longer than any in training: such translations tend to be poor.
         """
-        options = {**options, "width": beam, "max_new_tokens": max_new_tokens}
+        options = {
+            **options,
+            "width": beam,
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+        }
         if isinstance(source, str):
             best: str = self.beam_search(source, **options)[0].text
             return best
-        return [found[0].text for found in self.beam_search(source, batch_size=batch_size, **options)]
+        return [found[0].text for found in self.beam_search(source, **options)]
 
     def stream(
         self, source: str, *, beam: int = 1, max_new_tokens: int = 200, **options: Any
@@ -966,7 +972,7 @@ class Seq2Seq(Module):
             raise ValueError("alignment: this model has no attention")
         wanted = self.translate(source) if target is None else target
         self._sources([source], "alignment")
-        batch = self._batches([(source, wanted)], 1).batch([0])
+        batch = self._batches([(source, wanted)], 1, empty_targets=True).batch([0])
         memory, final = self.encoder(batch.source, batch.source_lengths)
         h0, c0 = self.bridge(final)
         _, steps = self.decoder.native.logits(batch.inputs, memory, batch.source_lengths, h0=h0, c0=c0)
