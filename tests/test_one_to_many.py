@@ -302,6 +302,8 @@ def test_bad_input(rng):
         (lambda: values.fit(x, y, batch_size=0), "batch_size must be at least 1"),
         (lambda: values.evaluate(x[:0], y[:0]), "targets must have at least one step"),
         (lambda: tokens.fit(x, ids + 1), "targets must be between 0 and 4, got 5"),
+        (lambda: tokens.fit(x, [[1 << 32]] * 4), "between 0 and 4, got 4294967296"),
+        (lambda: tokens.fit(x, [1, 2, 3, 4]), r"each of targets must be \(T,\), got \(\)"),
         (lambda: tokens.fit(x, ids * 1.0), "targets must be ints"),
         (lambda: tokens.fit(x, ids, feedback="soft", temperature=0.0), "temperature must be positive"),
         (lambda: tokens.fit(x, ids, feedback="soft", sample=True), "sample needs feedback 'token'"),

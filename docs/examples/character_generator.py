@@ -8,7 +8,7 @@ from pydoc_data.topics import topics
 from fusedlstm import LanguageModel
 from fusedlstm.data import Vocabulary
 
-text = topics["compound"][:30000]
+text = topics["compound"][:20000]
 vocabulary = Vocabulary.from_text(text, "char")
 model = LanguageModel(vocabulary, embedding_size=32, hidden_size=256, num_layers=1)
 print(f"{len(text)} characters, {len(vocabulary)} different ones")

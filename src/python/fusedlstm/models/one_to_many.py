@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 Float = NDArray[Any]
 Tokens = NDArray[np.int32]
 
-FEEDBACK = ("teacher", "output", "token", "soft")
-
 # places of random numbers under one seed
 _EMBEDDING, _LSTM, _OUTPUT, _INITIAL, _START = range(5)
 
@@ -353,7 +351,7 @@ class OneToMany(Module):
             lengths = [len(row) for row in rows]
             T = max(lengths, default=0)
             shape = (len(rows), T, sizes.outputs) if sizes.values else (len(rows), T)
-            array = np.zeros(shape, self.dtype if sizes.values else np.int32)
+            array = np.zeros(shape, self.dtype if sizes.values else np.int64)  # ids are checked below
             for row, sequence in zip(array, rows, strict=True):
                 row[: len(sequence)] = sequence
             if all(length == T for length in lengths):
@@ -383,14 +381,12 @@ class OneToMany(Module):
             return self.vocabulary.encode(sequence)
         if not self._sizes.values:
             row = _integers(sequence, who)
-        else:
-            row = float_array(sequence, self.dtype, who, "targets")
-            if row.ndim != 2 or row.shape[1] != self._sizes.outputs:
-                raise ValueError(
-                    f"{who}: each of targets must be (T, O={self._sizes.outputs}), got {row.shape}"
-                )
-        if not self._sizes.values and row.ndim != 1:
-            raise ValueError(f"{who}: each of targets must be (T,), got {row.shape}")
+            if row.ndim != 1:
+                raise ValueError(f"{who}: each of targets must be (T,), got {row.shape}")
+            return row
+        row = float_array(sequence, self.dtype, who, "targets")
+        if row.ndim != 2 or row.shape[1] != self._sizes.outputs:
+            raise ValueError(f"{who}: each of targets must be (T, O={self._sizes.outputs}), got {row.shape}")
         return row
 
     def _begin(self, x: NDArray[Any]) -> _Beginning:
