@@ -1,7 +1,7 @@
 """Forward and backward of LSTM layers, all gradients, float32: fusedlstm beside its peers.
 
-A real training has new weights at every step, so the packing of the weights is part of what is timed, here and
-for the peers that have one.
+A real training has new weights at every step, so the packing of the weights is part of what is timed, here
+and for the peers that have one.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ constexpr int kGateOf[4] = {0, 2, 1, 3};  // theirs from ours
 
 struct Aligned {
   float* data = nullptr;
-  explicit Aligned(std::size_t size) : data(static_cast<float*>(libxsmm_aligned_malloc((size + 16) * 4, 64))) {
+  explicit Aligned(std::size_t size)
+      : data(static_cast<float*>(libxsmm_aligned_malloc((size + 16) * 4, 64))) {
     std::fill(data, data + size, 0.0f);
   }
   Aligned(const Aligned&) = delete;
@@ -158,7 +159,8 @@ struct Layer {
     return tensor;
   }
 
-  // from (4H, K), gates i f g o, to [gate][H / bh][K / bk][bk][bh] and, for backward, [gate][K / bk][H / bh][bh][bk]
+  // from (4H, K), gates i f g o, to [gate][H / bh][K / bk][bk][bh] and, for backward, [gate][K / bk][H /
+  // bh][bh][bk]
   void pack(const float* from, long K, long bk, float* to, float* transposed) const {
     const long bh = block_h;
 #pragma omp parallel for collapse(2) num_threads(threads)
@@ -199,8 +201,8 @@ struct Layer {
 
 extern "C" {
 const char* peer_version() { return LIBXSMM_CONFIG_VERSION; }
-void* peer_new(int threads, long N, long T, long I, long H, int training, const float* w_ih, const float* w_hh,
-               const float* bias) {
+void* peer_new(int threads, long N, long T, long I, long H, int training, const float* w_ih,
+               const float* w_hh, const float* bias) {
   if (!block_of(I) || !block_of(H)) return nullptr;
   Layer* const layer = new Layer(threads, N, T, I, H, training != 0, w_ih, w_hh, bias);
   if (!layer->failed) return layer;

@@ -1,12 +1,12 @@
-// One float32 LSTM layer through oneDNN's own interface, as its examples use it: weights in the layout that the
-// primitive asks for, time first. For the 2.x interface. Compiled by native_peers.py, with OpenMP.
+// One float32 LSTM layer through oneDNN's own interface, as its examples use it: weights in the layout that
+// the primitive asks for, time first. For the 2.x interface. Compiled by native_peers.py, with OpenMP.
 //
 // T steps, N sequences, I inputs, H hidden units; w_ih (4H, I), w_hh (4H, H), bias (4H,), gates i f g o.
+#include <omp.h>
+
 #include <dnnl.hpp>
 #include <unordered_map>
 #include <vector>
-
-#include <omp.h>
 
 namespace {
 
@@ -14,9 +14,7 @@ using dnnl::memory;
 using Tag = memory::format_tag;
 using Arguments = std::unordered_map<int, memory>;
 
-memory::desc described(const memory::dims& dims, Tag tag) {
-  return {dims, memory::data_type::f32, tag};
-}
+memory::desc described(const memory::dims& dims, Tag tag) { return {dims, memory::data_type::f32, tag}; }
 
 struct Layer {
   int threads;
@@ -59,10 +57,10 @@ struct Layer {
                          {DNNL_ARG_WEIGHTS_ITER, memory(forward.weights_iter_desc(), engine)}};
     if (training) {
       forward_arguments[DNNL_ARG_WORKSPACE] = memory(forward.workspace_desc(), engine);
-      const dnnl::lstm_backward::desc d(dnnl::prop_kind::backward, direction, x_desc, none, none, any_ih, any_hh,
-                                        bias_desc, y_desc, none, none, x_desc, none, none,
-                                        described({1, 1, I, 4, H}, Tag::any), described({1, 1, H, 4, H}, Tag::any),
-                                        bias_desc, y_desc, none, none);
+      const dnnl::lstm_backward::desc d(dnnl::prop_kind::backward, direction, x_desc, none, none, any_ih,
+                                        any_hh, bias_desc, y_desc, none, none, x_desc, none, none,
+                                        described({1, 1, I, 4, H}, Tag::any),
+                                        described({1, 1, H, 4, H}, Tag::any), bias_desc, y_desc, none, none);
       backward = {d, engine, forward};
       backward_step = dnnl::lstm_backward(backward);
       dx = memory(x_desc, engine);
@@ -129,8 +127,8 @@ const char* peer_version() {
                                   std::to_string(dnnl_version()->patch);
   return text.c_str();
 }
-void* peer_new(int threads, long N, long T, long I, long H, int training, const float* w_ih, const float* w_hh,
-               const float* bias) {
+void* peer_new(int threads, long N, long T, long I, long H, int training, const float* w_ih,
+               const float* w_hh, const float* bias) {
   try {
     return new Layer(threads, N, T, I, H, training != 0, w_ih, w_hh, bias);
   } catch (const dnnl::error&) {

@@ -1,6 +1,6 @@
-// Prints the giga-operations per second (a multiply-add counts two) that `threads` cores reach together out of
-// registers: the ceiling that a benchmark's figure is a fraction of. Prints "absent" where the processor or the
-// system lacks the instructions. Compiled by harness.py for the machine it runs on.
+// Prints the giga-operations per second (a multiply-add counts two) that `threads` cores reach together out
+// of registers: the ceiling that a benchmark's figure is a fraction of. Prints "absent" where the processor
+// or the system lacks the instructions. Compiled by harness.py for the machine it runs on.
 //   usage: peak threads fma32 | fma64 | avx512_bf16 | amx_bf16 | avx512_vnni
 #include <chrono>
 #include <cstdint>
@@ -53,7 +53,8 @@ bool has(int subleaf, char word, int bit, std::uint64_t state) {
   unsigned a = 0, b = 0, c = 0, d = 0, low = 0, high = 0;
   if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return false;  // no xgetbv
   __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  if ((low & state) != state || !__get_cpuid_count(7, static_cast<unsigned>(subleaf), &a, &b, &c, &d)) return false;
+  if ((low & state) != state || !__get_cpuid_count(7, static_cast<unsigned>(subleaf), &a, &b, &c, &d))
+    return false;
   return (word == 'a' ? a : word == 'c' ? c : d) >> bit & 1;
 }
 constexpr std::uint64_t kVectors = 0xe6, kTiles = 3u << 17;
@@ -158,8 +159,7 @@ int main(int argc, char** argv) {
       {"avx512_vnni", has(0, 'c', 11, kVectors), avx512_vnni, 40'000'000},
       {"amx_bf16", may_use_tiles(), amx_bf16, 5'000'000},
 #else
-      {"avx512_bf16", false, nullptr, 0},
-      {"avx512_vnni", false, nullptr, 0},
+      {"avx512_bf16", false, nullptr, 0},      {"avx512_vnni", false, nullptr, 0},
       {"amx_bf16", false, nullptr, 0},
 #endif
   };

@@ -1,5 +1,6 @@
-// Prints the GB/s that `threads` cores together read, each from a buffer of `bytes` of its own, again and again:
-// the bandwidth of the cache level that holds it. Compiled by harness.py. usage: read_bandwidth threads bytes
+// Prints the GB/s that `threads` cores together read, each from a buffer of `bytes` of its own, again and
+// again: the bandwidth of the cache level that holds it. Compiled by harness.py. usage: read_bandwidth
+// threads bytes
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -30,8 +31,9 @@ int main(int argc, char** argv) {
   const long bytes = std::atol(argv[2]) / 512 * 512;
   if (threads < 1 || bytes < 512) return 2;
   const long passes = 1 + 2'000'000'000 / bytes;  // long beside the start of a thread
-  std::vector<std::vector<Vec>> buffers(static_cast<std::size_t>(threads),
-                                        std::vector<Vec>(static_cast<std::size_t>(bytes) / sizeof(Vec), Vec{} + 1));
+  std::vector<std::vector<Vec>> buffers(
+      static_cast<std::size_t>(threads),
+      std::vector<Vec>(static_cast<std::size_t>(bytes) / sizeof(Vec), Vec{} + 1));
   std::vector<std::uint64_t> sums(buffers.size());
   double best = 0;
   for (int repeat = 0; repeat < 5; ++repeat) {
@@ -41,7 +43,8 @@ int main(int argc, char** argv) {
       pool.emplace_back([&, t] { sums[t] = read_all(buffers[t], passes); });
     for (auto& thread : pool) thread.join();
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    const double rate = 1.0 * threads * static_cast<double>(bytes) * static_cast<double>(passes) / seconds.count();
+    const double rate =
+        1.0 * threads * static_cast<double>(bytes) * static_cast<double>(passes) / seconds.count();
     if (rate > best) best = rate;
   }
   volatile std::uint64_t sink = 0;
