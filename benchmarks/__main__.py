@@ -124,10 +124,9 @@ def measure(arguments: argparse.Namespace) -> None:
     if path.exists():
         earlier = json.loads(path.read_text())
         for key in SAME:
-            if earlier["machine"][key] != machine[key]:
-                sys.exit(
-                    f"{path} has {key} {earlier['machine'][key]!r}, this run {machine[key]!r}: use another file"
-                )
+            before, now = earlier["machine"][key], machine[key]
+            if before != now:
+                sys.exit(f"{path} has {key} {before!r}, this run {now!r}: use another file")
         contents["records"] = earlier["records"]
     plan = harness.Plan(
         threads,
