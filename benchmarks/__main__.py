@@ -50,7 +50,6 @@ AVX2 = {  # read when the libraries are loaded
     "ONEDNN_MAX_CPU_ISA": "AVX2",  # also read by the oneDNN that is part of torch and of OpenVINO
     "DNNL_MAX_CPU_ISA": "AVX2",
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-    "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
 }
 SAME = ["cpu", "cpus", "isa", "quick"]  # what all records of one file have in common
 

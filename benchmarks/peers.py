@@ -51,8 +51,8 @@ def choose(names: list[str] | None) -> dict[str, str]:
             skipped[name] = "not chosen"
         elif missing:
             skipped[name] = f"{' and '.join(missing)} not installed"
-        elif LIMITED and name == "onnxruntime":
-            skipped[name] = "has no setting for AVX2"
+        elif LIMITED and name in ("onnxruntime", "jax"):
+            skipped[name] = "has no setting that limits its matrix products to AVX2"
         elif LIMITED and name == "libxsmm":
             skipped[name] = "its LSTM needs AVX-512"
         elif name in native_peers.NAMES and native_peers.version(name) is None:

@@ -123,7 +123,7 @@ def mean(records: list[Record], row: str, what: str, threads: int, target: float
         geometric("ratio"),
         lower_quartile=geometric("ratio_lower_quartile"),
         upper_quartile=geometric("ratio_upper_quartile"),
-        case=f"{len(records)} shapes",
+        case=f"{len(records)} shape{'s' if len(records) > 1 else ''}",
         peer=", ".join(sorted({record["peer"] for record in records})),
         note=next(filter(None, map(emulated, records)), ""),
     )
@@ -375,8 +375,8 @@ def plot(found: list[Result], path: Path) -> None:
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_xscale("log")
         low, high = axis.get_xlim()
-        axis.set_xlim(min(low, 0.4), max(high, 2) * 2)  # room for the text
-        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.set_xlim(min(low, 0.4), max(high, 2) * 4)  # room for the text
+        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
         axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         axis.xaxis.set_minor_formatter(ticker.NullFormatter())
         axis.grid(axis="both", alpha=0.3)

@@ -838,7 +838,7 @@ def test_errors_say_what_was_wanted_and_what_came(call, kind, message):
 
 
 def test_large_finite_values_are_not_refused():
-    """Their sum overflows, which is what the check for NaN looks at first."""
+    """Their sum overflows, which a check for NaN must not look at."""
     x = np.full((2, 4, 3), 3e38, np.float32)
     assert np.isfinite(LSTM(x)).all()
     assert np.isfinite(LSTM(-x)).all()

@@ -84,6 +84,23 @@ def test_every_thread_count(isa, dtype, threads, size, N, T, ragged):
     assert_same_results(*results)
 
 
+@pytest.mark.parametrize(
+    "size",  # one pass in each step where weights are small or T is 1, else input products first
+    [(16, 16, 2, 1), (5, 37, 2, 1), (131, 40, 1, 1)],
+)
+@pytest.mark.parametrize("T", [1, 4])
+@pytest.mark.parametrize("N", [1, 2])
+def test_few_sequences_are_those_of_a_batch(isa, dtype, size, N, T):
+    m = cases.model(*size, dtype=dtype)
+    b = cases.batch(m, N=6, T=T)
+    few = [np.ascontiguousarray(a) for a in (b.x[3 : 3 + N], b.h0[:, 3 : 3 + N], b.c0[:, 3 : 3 + N])]
+    for h0, c0, *alone in [(b.h0, b.c0, *few), (None, None, few[0]), (None, b.c0, few[0], None, few[2])]:
+        y, h_n, c_n = _core.lstm_forward(m.packed, b.x, h0, c0)
+        whole = (y[3 : 3 + N], h_n[:, 3 : 3 + N], c_n[:, 3 : 3 + N])
+        for got, expected in zip(_core.lstm_forward(m.packed, *alone), whole, strict=True):
+            assert_same_bits(got, np.ascontiguousarray(expected))
+
+
 def test_every_thread_count_of_a_cell(isa, dtype, threads):
     m = cases.model(I=7, H=150, dtype=dtype)
     b = cases.batch(m, N=20, T=1)

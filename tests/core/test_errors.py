@@ -560,6 +560,17 @@ def test_size_of_aligned_zeros():
         _core.aligned_zeros(2**62)
 
 
+def test_all_finite_wants_a_contiguous_float_array():
+    with pytest.raises(
+        ValueError, match=r"^all_finite: x must be C-contiguous, got a strided array \(3, 4\)"
+    ):
+        _core.all_finite(np.zeros((4, 3), np.float32).T)
+    with pytest.raises(ValueError, match=r"^all_finite: x must be a float32 or float64 array, got int64"):
+        _core.all_finite(np.zeros(3, np.int64))
+    with pytest.raises(TypeError, match=r"^all_finite: x must be a float32 or float64 array, got list"):
+        _core.all_finite([1.0])
+
+
 def test_empty():
     refused("mean_squared_error", "y", ones(0), target=ones(0))
     refused("linear_pack", "weight", ones(0, 3), bias=None)

@@ -161,6 +161,21 @@ def test_inputs_are_not_written(isa, dtype):
 
 
 @pytest.mark.parametrize("size", [0, 1, 17, 100_000])
+def test_all_finite(dtype, size):
+    largest = np.finfo(dtype).max
+    x = np.resize(np.array([largest, -largest, -0.0, np.finfo(dtype).smallest_subnormal], dtype), size + 1)[
+        1:
+    ]
+    assert _core.all_finite(x)
+    for place in {0, size // 2, size - 1} if size else ():
+        for bad in (np.nan, -np.nan, np.inf, -np.inf):
+            kept, x[place] = x[place], bad
+            assert not _core.all_finite(x)
+            x[place] = kept
+    assert _core.all_finite(x.reshape(1, -1, 1))
+
+
+@pytest.mark.parametrize("size", [0, 1, 17, 100_000])
 def test_aligned_zeros(dtype, size):
     array = _core.aligned_zeros(size, dtype)
     assert array.shape == (size,)

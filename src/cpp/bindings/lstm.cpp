@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "bindings/objects.h"
+#include "stream/stream.h"
 
 namespace fusedlstm {
 namespace {
@@ -90,6 +91,18 @@ struct ForwardResult {
   LstmOutputs<T> pointers() { return {y.mutable_data(), h_n.mutable_data(), c_n.mutable_data()}; }
 };
 
+// The same results as lstm_forward's, bit for bit.
+template <class T>
+void stepped_forward(const std::shared_ptr<const PackedWeights<T>>& weights, const ForwardArguments<T>& a,
+                     const LstmOutputs<T>& out) {
+  const ptrdiff_t H = weights->shape.hidden_size, layer_row = a.N * H;
+  Stream<T> stream(weights, a.N);
+  for (ptrdiff_t n = 0; n < a.N; ++n)
+    stream.join(a.h0.data ? a.h0.data + n * H : nullptr, a.c0.data ? a.c0.data + n * H : nullptr, layer_row);
+  stream.run(a.time, a.x.data, out.y, python_poll());
+  for (ptrdiff_t n = 0; n < a.N; ++n) stream.save(n, out.h_n + n * H, out.c_n + n * H, layer_row);
+}
+
 py::tuple forward(const PyPackedLSTM& packed, const py::object& x, const py::object& h0, const py::object& c0,
                   const py::object& lengths, const py::object& embedding) {
   return with_type(packed.lstm.type, [&](auto zero) -> py::tuple {
@@ -99,6 +112,8 @@ py::tuple forward(const PyPackedLSTM& packed, const py::object& x, const py::obj
     ForwardResult<T> result(a);
     const LstmOutputs<T> out = result.pointers();
     without_gil([&] {
+      if (a.x.data && !a.lengths.data && Stream<T>::pays(*packed.get<T>(), a.N, a.time))
+        return stepped_forward<T>(packed.get<T>(), a, out);
       lstm_forward<T>(*packed.get<T>(), a.N, a.time, a.lengths.data, a.input(), {a.h0.data, a.c0.data}, out,
                       python_poll());
     });

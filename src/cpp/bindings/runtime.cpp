@@ -1,5 +1,9 @@
 #include <pybind11/stl.h>
 
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
 #include "bindings/support.h"
 #include "kernels/philox.h"
 #include "runtime/cpu.h"
@@ -11,6 +15,21 @@ std::vector<std::string> names(const std::vector<const Level*>& levels) {
   std::vector<std::string> text;
   for (const Level* level : levels) text.emplace_back(level->name);
   return text;
+}
+
+template <class T>
+bool all_finite(const T* x, ptrdiff_t size) {
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  Bits exponent;
+  std::memcpy(&exponent, &infinity, sizeof exponent);
+  Bits found = 0;  // an exponent of ones: NaN or infinity
+  for (ptrdiff_t j = 0; j < size; ++j) {
+    Bits bits;
+    std::memcpy(&bits, x + j, sizeof bits);
+    found |= static_cast<Bits>((bits & exponent) == exponent);
+  }
+  return found == 0;
 }
 
 template <auto Function32, auto Function64>
@@ -64,12 +83,30 @@ void bind_runtime(py::module_& m) {
       [](ptrdiff_t size, const std::string& dtype) {
         require(size >= 0, "aligned_zeros", "size must be at least 0, got " + std::to_string(size));
         return with_type(parse_type(dtype, "aligned_zeros"), [&](auto zero) -> py::object {
-          auto array = new_array<decltype(zero)>({size});
+          auto array = aligned_array<decltype(zero)>({size});
           std::fill(array.mutable_data(), array.mutable_data() + size, zero);
           return array;
         });
       },
       py::arg("size"), py::arg("dtype") = "float32");
+  m.def(
+      "all_finite",
+      [](const py::object& x) {
+        return with_type(type_of(x, "all_finite", "x"), [&](auto zero) {
+          using T = decltype(zero);
+          const auto array = py::reinterpret_borrow<py::array>(x);
+          require((array.flags() & py::array::c_style) != 0, "all_finite",
+                  "x must be C-contiguous, got a strided array " + shape_text(array));
+          const T* const values = static_cast<const T*>(array.data());
+          const ptrdiff_t size = array.size();
+          constexpr ptrdiff_t small = 1 << 16;
+          if (size <= small) return all_finite(values, size);
+          bool finite = true;
+          without_gil([&] { finite = all_finite(values, size); });
+          return finite;
+        });
+      },
+      py::arg("x"));
 #define FUSEDLSTM_BIND_MAP(name)                                                   \
   m.def(                                                                           \
       #name,                                                                       \

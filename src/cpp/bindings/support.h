@@ -91,9 +91,9 @@ T check_rate(double rate, const char* function, const char* argument) {
   return static_cast<T>(rate);
 }
 
-// A new array whose memory comes from the pool of kept blocks.
+// A new array in aligned memory; large ones come from the pool of kept blocks.
 template <class T>
-py::array_t<T> new_array(const std::vector<ptrdiff_t>& shape) {
+py::array_t<T> aligned_array(const std::vector<ptrdiff_t>& shape) {
   ptrdiff_t size = 1;
   for (const ptrdiff_t n : shape) size *= n;
   auto* const buffer = new Buffer<T>(size);
@@ -121,6 +121,15 @@ class Turn {
   std::atomic_flag& busy_;
   bool mine_;
 };
+
+// A new array for results: a small one in NumPy's own memory, which is quicker to have.
+template <class T>
+py::array_t<T> new_array(const std::vector<ptrdiff_t>& shape) {
+  constexpr ptrdiff_t small = 1 << 12;
+  ptrdiff_t size = 1;
+  for (const ptrdiff_t n : shape) size *= n;
+  return size > small ? aligned_array<T>(shape) : py::array_t<T>(shape);
+}
 
 void bind_runtime(py::module_& m);
 void bind_lstm(py::module_& m);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "lstm/split.h"
 #include "runtime/flush_to_zero.h"
 
 namespace fusedlstm {
@@ -43,9 +44,18 @@ Stream<T>::Stream(std::shared_ptr<const PackedWeights<T>> weights, ptrdiff_t cap
 }
 
 template <class T>
-int64_t Stream<T>::join(const T* h, const T* c) {
+bool Stream<T>::pays(const PackedWeights<T>& w, ptrdiff_t N, ptrdiff_t time) {
+  constexpr ptrdiff_t nearly_first_level = 1 << 16;  // bytes of one layer's weights
+  const ptrdiff_t H = w.shape.hidden_size, inputs = std::max(w.shape.input_size, H);
+  const ptrdiff_t weight_bytes = 4 * H * (inputs + H) * static_cast<ptrdiff_t>(sizeof(T));
+  return N >= 1 && N <= kStepRows && !w.shape.bidirectional && w.compute == Compute::kFull &&
+         (time == 1 || weight_bytes <= nearly_first_level) && layer_threads(N, N * time, H, inputs) == 1;
+}
+
+template <class T>
+int64_t Stream<T>::join(const T* h, const T* c, ptrdiff_t layer_row) {
   ids_.push_back(next_id_);
-  restore(rows() - 1, h, c);
+  restore(rows() - 1, h, c, layer_row);
   return next_id_++;
 }
 
@@ -59,22 +69,24 @@ void Stream<T>::leave(ptrdiff_t row) {
 }
 
 template <class T>
-void Stream<T>::save(ptrdiff_t row, T* h, T* c) const {
-  const ptrdiff_t H = shape().hidden_size;
+void Stream<T>::save(ptrdiff_t row, T* h, T* c, ptrdiff_t layer_row) const {
+  const ptrdiff_t H = shape().hidden_size, next = layer_row ? layer_row : H;
   for (const Layer& layer : layers_) {
-    h = std::copy(layer.h.data() + row * pitch_, layer.h.data() + row * pitch_ + H, h);
-    c = std::copy(layer.c.data() + row * pitch_, layer.c.data() + row * pitch_ + H, c);
+    std::copy(layer.h.data() + row * pitch_, layer.h.data() + row * pitch_ + H, h);
+    std::copy(layer.c.data() + row * pitch_, layer.c.data() + row * pitch_ + H, c);
+    h += next;
+    c += next;
   }
 }
 
 template <class T>
-void Stream<T>::restore(ptrdiff_t row, const T* h, const T* c) {
-  const ptrdiff_t H = shape().hidden_size;
+void Stream<T>::restore(ptrdiff_t row, const T* h, const T* c, ptrdiff_t layer_row) {
+  const ptrdiff_t H = shape().hidden_size, next = layer_row ? layer_row : H;
   const auto set = [&](const T*& from, T* to) {
     std::fill(to, to + pitch_, T(0));
     if (!from) return;
     std::copy(from, from + H, to);
-    from += H;
+    from += next;
   };
   for (Layer& layer : layers_) {
     set(h, layer.h.data() + row * pitch_);

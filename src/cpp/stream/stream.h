@@ -23,11 +23,16 @@ class Stream {
   ptrdiff_t rows() const { return static_cast<ptrdiff_t>(ids_.size()); }
   const std::vector<int64_t>& ids() const { return ids_; }
 
-  // A new last row in state h, c (L, H), null for 0; needs rows() < capacity(). Ids are never used twice.
-  int64_t join(const T* h, const T* c);
+  // Whether it is quicker to step through N sequences in one pass each step than to make the input products
+  // of all steps first: few rows, and one step or weights that the first-level cache nearly holds.
+  static bool pays(const PackedWeights<T>& w, ptrdiff_t N, ptrdiff_t time);
+
+  // States are (L, H), H apart or layer_row; null for 0.
+  // A new last row, which needs rows() < capacity(). Ids are never used twice.
+  int64_t join(const T* h, const T* c, ptrdiff_t layer_row = 0);
   void leave(ptrdiff_t row);  // later rows move up by one
-  void save(ptrdiff_t row, T* h, T* c) const;
-  void restore(ptrdiff_t row, const T* h, const T* c);
+  void save(ptrdiff_t row, T* h, T* c, ptrdiff_t layer_row = 0) const;
+  void restore(ptrdiff_t row, const T* h, const T* c, ptrdiff_t layer_row = 0);
 
   // The next step of all rows: x (rows, I), y (rows, H), each row x_row and y_row after the last.
   void step(const T* x, ptrdiff_t x_row, T* y, ptrdiff_t y_row);

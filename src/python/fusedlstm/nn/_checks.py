@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedlstm import _core
+
 Float = NDArray[Any]  # float32 or float64
 Int = NDArray[np.int32]
 State = tuple[Float, Float]
 Init = str | tuple[str, float]
 
 DTYPES = ("float32", "float64")
+_DTYPES = {name: np.dtype(name) for name in DTYPES}
 MAX_SEED = 2**64 - 1
 
 
@@ -114,7 +117,7 @@ def float_array(value: Any, dtype: str, who: str, name: str) -> Float:
     that its caller should know of; a strided one is copied.
     """
     if isinstance(value, np.ndarray):
-        if value.dtype != np.dtype(dtype):
+        if value.dtype != _DTYPES[dtype]:
             raise ValueError(
                 f"{who}: {name} must be {dtype}, got {describe(value)}; {name}.astype('{dtype}') converts it"
             )
@@ -137,11 +140,7 @@ def shaped(array: Float, shape: tuple[int, ...], letters: str, who: str, name: s
 
 def require_finite(x: Float, who: str, name: str, lengths: Int | None = None) -> None:
     """Refuse NaN and infinities in ``x``; with ``lengths``, only in the valid steps of ``x`` (N, T, ...)."""
-    # One pass without a temporary array: a NaN or an infinity makes the sum not finite. The sum of finite
-    # values can overflow too, so only then every element is looked at.
-    with np.errstate(all="ignore"):
-        total = float(x.sum())
-    if math.isfinite(total):
+    if _core.all_finite(x):
         return
     wrong = ~np.isfinite(x)
     if lengths is not None:

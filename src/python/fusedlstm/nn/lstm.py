@@ -3,8 +3,7 @@
 Letters: N batch, T time, I inputs, H hidden units, L layers, D directions (1 or 2).
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -100,8 +99,7 @@ class LSTMTape(Tape):
         return self.native.h(layer, direction)
 
 
-@dataclass(frozen=True)
-class _Call:
+class _Call(NamedTuple):
     """Arguments of one call in the form the core takes."""
 
     x: Float | Int
@@ -375,7 +373,8 @@ class LSTM(Layer):
         """
         if self.compute_dtype == "int8":
             raise ValueError("LSTM.forward: compute_dtype 'int8' is for inference: it has no backward")
-        if self.takes_seed and seed is None:
+        drops = self.takes_seed
+        if drops and seed is None:
             raise ValueError(f"LSTM.forward: dropout {self.dropout} needs seed=, another one at every step")
         number = 0 if seed is None else seed_number(seed)
         call = self._arguments(x, state, lengths, embedding)
@@ -387,7 +386,7 @@ class LSTM(Layer):
             call.c0,
             call.lengths,
             embedding=call.table,
-            dropout=self.dropout if self.takes_seed else 0.0,
+            dropout=self.dropout if drops else 0.0,
             seed=number,
             tape=self.tape,
         )

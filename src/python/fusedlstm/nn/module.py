@@ -260,13 +260,12 @@ class Tape:
 
     def check(self, layer: Module) -> None:
         """Refuse a tape of another layer (``ValueError``) or one already used (``RuntimeError``)."""
+        if self._layer is layer and not self.consumed:
+            return
         who = f"{type(layer).__name__}.backward"
         if self._layer is not layer:
             raise ValueError(f"{who}: tape is of another {type(self._layer).__name__}, not of this layer")
-        if self.consumed:
-            raise RuntimeError(
-                f"{who}: this tape was already used: each forward gives a tape for one backward"
-            )
+        raise RuntimeError(f"{who}: this tape was already used: each forward gives a tape for one backward")
 
 
 class Layer(Module):
