@@ -44,6 +44,22 @@ def assert_as_alone(model, session, row_of_id, texts):
         assert texts[id] == model.generate(PROMPTS[row], **options_of(row))
 
 
+@pytest.mark.parametrize("left", range(3))
+def test_others_go_on_when_one_leaves(isa, left):
+    """Before its first step or later, from any place."""
+    model = new_model()
+    for steps in (0, 3):
+        session = model.session(capacity=3)
+        row_of_id = {session.join(PROMPTS[row], **options_of(row)): row for row in range(3)}
+        texts = {}
+        for _ in range(steps):
+            for new in session.step():
+                texts[new.id] = texts.get(new.id, "") + new.text
+        session.leave(left)
+        del row_of_id[left]
+        assert_as_alone(model, session, row_of_id, texts)
+
+
 @pytest.mark.parametrize("compute_dtype", [None, "bfloat16", "int8"])
 def test_sequences_are_as_alone(isa, compute_dtype):
     model = new_model(compute_dtype=compute_dtype)

@@ -351,7 +351,7 @@ def test_prompt_lengths_must_sum_to_the_prompts(lengths):
         *[("SamplingOptions", "max_new_tokens", value) for value in (-1, 2**31)],
         *[("SamplingOptions", "min_new_tokens", value) for value in (-1, 6)],
         ("SamplingOptions", "no_repeat_ngram_size", -1),
-        ("SamplingOptions", "num_sequences", 0),
+        *[("SamplingOptions", "num_sequences", value) for value in (0, 2**20 + 1)],
         ("SamplingOptions", "top_log_probabilities", -1),
         *[("SamplingOptions", "forced_tokens", value) for value in ({-1: 0}, {5: 0}, {0: 3})],
         ("SamplingOptions", "stop_strings", [b"a", b""]),
@@ -405,6 +405,7 @@ def test_callback_must_be_callable(argument):
         {"stop_tokens": [0, -1]},
         {"banned_tokens": [7]},
         {"forced_tokens": {0: 7}},
+        {"top_log_probabilities": 8},
         {"stop_strings": [b"a"], "token_texts": _core.TokenTexts([b"a"] * 6)},
     ],
 )

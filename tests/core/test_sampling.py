@@ -66,7 +66,7 @@ def assert_is_specified(g, options, prompts=PROMPTS, may_follow=None, changed=No
 STRATEGIES = [
     {"greedy": True, "repetition_penalty": 1.7},
     {"greedy": True, "no_repeat_ngram_size": 2},
-    {"greedy": True, "banned_tokens": [3, 7, 3], "top_log_probabilities": 20},
+    {"greedy": True, "banned_tokens": [3, 7, 3], "top_log_probabilities": 13},
     {"min_p": 0.02},
     {"min_p": 0.6},
     {"typical_p": 0.2},

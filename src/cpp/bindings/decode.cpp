@@ -53,6 +53,7 @@ PyGeneration generate_tokens(const PyDecoder& self, const py::object& prompts_ar
         const auto h0 = optional_view<const T>(h0_arg, function, "h0", state);
         const auto c0 = optional_view<const T>(c0_arg, function, "c0", state);
         check_hidden(decoder->lstm(), h0, function);
+        view<const uint64_t>(seeds, function, "seeds", {{"R", N * options->num_sequences}});
         LanguageModelRows<T> rows(*decoder, N * options->num_sequences);
         return run_generation<T>(
             function, rows, N, prompts.data, lengths.data, {options, seeds, on_tokens, processor, token_mask},
@@ -138,11 +139,7 @@ class TypedSession final : public PySession {
 
   void leave(int64_t id) override {
     const Turn turn(busy_, "GenerationSession.leave", kSession);
-    const ptrdiff_t row = row_of(id, "GenerationSession.leave");
-    std::vector<int32_t> kept;
-    for (int32_t j = 0; j < pool_.count(); ++j)
-      if (j != row) kept.push_back(j);
-    pool_.keep(kept);
+    pool_.remove(row_of(id, "GenerationSession.leave"));
   }
 
   py::tuple save(int64_t id) override {

@@ -17,6 +17,9 @@ void check_constraints(const Constraints& constraints, ptrdiff_t V, const char* 
 
 void check_options(const SamplingOptions& options, ptrdiff_t V, const char* function) {
   check_constraints(options.constraints, V, function);
+  require(options.top_log_probabilities <= V, function,
+          "top_log_probabilities must be at most V=" + std::to_string(V) + ", got " +
+              std::to_string(options.top_log_probabilities));
   if (options.token_texts)
     require(static_cast<ptrdiff_t>(options.token_texts->text.size()) == V, function,
             "token_texts must have the texts of V=" + std::to_string(V) + " tokens, got " +
@@ -58,8 +61,9 @@ std::shared_ptr<SamplingOptions> make_options(
   const auto check_number = [&](double value, bool valid, const char* wanted) {
     check(valid && std::isfinite(value), wanted, py::float_(value));
   };
-  const auto check_count = [&](int64_t value, int64_t least, const std::string& name) {
-    check(value >= least && value <= 1 << 30, name + " must be >= " + std::to_string(least) + " and <= 2**30",
+  const auto check_count = [&](int64_t value, int64_t least, const std::string& name, int most = 30) {
+    check(value >= least && value <= 1 << most,
+          name + " must be >= " + std::to_string(least) + " and <= 2**" + std::to_string(most),
           py::int_(value));
   };
   check_count(max_new_tokens, 0, "max_new_tokens");
@@ -75,7 +79,7 @@ std::shared_ptr<SamplingOptions> make_options(
   check_number(typical_p, typical_p > 0 && typical_p <= 1, "typical_p must be in (0, 1]");
   check_number(repetition_penalty, repetition_penalty > 0, "repetition_penalty must be a finite number > 0");
   check_count(no_repeat_ngram_size, 0, "no_repeat_ngram_size");
-  check_count(num_sequences, 1, "num_sequences");
+  check_count(num_sequences, 1, "num_sequences", 20);
   check_count(top_log_probabilities, 0, "top_log_probabilities");
   for (const auto& [index, token] : forced_tokens) {
     check(index >= 0 && index < max_new_tokens,

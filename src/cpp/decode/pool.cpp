@@ -14,13 +14,19 @@ template <class T>
 void GenerationPool<T>::keep(const std::vector<int32_t>& kept) {
   if (kept.size() == sequences_.size()) return;
   rows_.gather(static_cast<ptrdiff_t>(kept.size()), kept.data());
-  for (size_t j = 0; j < kept.size(); ++j) {
-    const size_t from = static_cast<size_t>(kept[j]);
-    if (from == j) continue;
-    sequences_[j] = std::move(sequences_[from]);
-    std::copy_n(logits(kept[j]), rows_.vocabulary(), logits(static_cast<ptrdiff_t>(j)));
-  }
+  for (size_t j = 0; j < kept.size(); ++j)
+    if (static_cast<size_t>(kept[j]) != j)
+      sequences_[j] = std::move(sequences_[static_cast<size_t>(kept[j])]);
   sequences_.erase(sequences_.begin() + static_cast<ptrdiff_t>(kept.size()), sequences_.end());
+}
+
+template <class T>
+void GenerationPool<T>::remove(ptrdiff_t row) {
+  std::vector<int32_t> kept;
+  for (int32_t j = 0; j < count(); ++j)
+    if (j != row) kept.push_back(j);
+  std::copy(logits(row + 1), logits(count()), logits(row));
+  keep(kept);
 }
 
 template <class T>

@@ -56,8 +56,7 @@ class GenerationPool {
   T* logits(ptrdiff_t row) { return logits_.data() + row * rows_.vocabulary(); }
   const T* logits(ptrdiff_t row) const { return logits_.data() + row * rows_.vocabulary(); }
   void add(Sequence sequence) { sequences_.push_back(std::move(sequence)); }
-  // Row j becomes row kept[j]; ascending.
-  void keep(const std::vector<int32_t>& kept);
+  void remove(ptrdiff_t row);  // later rows move up by one
 
   // Before a job of at most so many threads that makes steps; after sequences were added.
   void prepare(int threads, const Hooks<T>& hooks);
@@ -70,6 +69,7 @@ class GenerationPool {
   const std::vector<Choice<T>>& choices() const { return choices_; }  // the latest, by row before the drop
 
  private:
+  void keep(const std::vector<int32_t>& kept);  // row j becomes row kept[j], ascending; logits stay
   void choose_row(size_t row, Sampler<T>& sampler, const T* scores);
 
   StepRows<T>& rows_;
