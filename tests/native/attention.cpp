@@ -15,9 +15,10 @@ struct Problem {
   ptrdiff_t N, T, S, E, M, H, A, O;
 };
 
+// The second is large enough to be shared among threads.
 constexpr Problem kProblems[] = {
     {"general, fed", Attention::kGeneral, true, false, false, 5, 4, 19, 3, 7, 18, 18, 9},
-    {"concat, coverage", Attention::kConcat, false, true, false, 26, 3, 17, 5, 6, 12, 10, 12},
+    {"concat, coverage", Attention::kConcat, false, true, false, 30, 3, 17, 32, 24, 64, 40, 48},
     {"bahdanau, scheduled", Attention::kBahdanau, false, true, true, 4, 5, 33, 4, 5, 16, 21, 16},
 };
 
