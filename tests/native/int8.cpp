@@ -23,7 +23,7 @@ void test_gemm(const std::string& name, const Int8Kernels& kernels, ptrdiff_t M,
       panels(static_cast<size_t>(N / kLowPanel * int8_panel(K)));
   std::vector<float> row_scale(static_cast<size_t>(M)), column_scale(static_cast<size_t>(N));
   kernels.quantise_rows(M, K, a_row, x.data(), K, a.data(), a_row, hidden ? nullptr : row_scale.data());
-  kernels.pack(K, N, b.data(), 1, K, panels.data(), column_scale.data());  // B comes transposed, as (N, K)
+  kernels.pack(K, N, b.data(), K, panels.data(), column_scale.data());  // B comes transposed, as (N, K)
   std::vector<float> c = values.vector<float>(M * N), expected = c;
   kernels.gemm({.M = M,
                 .N = N,
@@ -69,7 +69,7 @@ void test_extremes(const std::string& name, const Int8Kernels& kernels) {
   std::vector<int8_t> a(static_cast<size_t>(K)), panels(static_cast<size_t>(int8_panel(K)));
   std::vector<float> scale(16), zeros(16, 0.0f), c(16);
   kernels.quantise_rows(1, K, K, ones.data(), K, a.data(), K, nullptr);
-  kernels.pack(K, 16, ones.data(), 1, K, panels.data(), scale.data());
+  kernels.pack(K, 16, ones.data(), K, panels.data(), scale.data());
   kernels.gemm({.M = 1,
                 .N = 16,
                 .K = K,

@@ -18,43 +18,51 @@ FUSEDLSTM_INLINE int8_t to_int8(float x) {
   return static_cast<int8_t>(steps > kInt8Steps ? kInt8Steps : steps < -kInt8Steps ? -kInt8Steps : steps);
 }
 
-// The scale max |x| / 127 of n values, `stride` apart; NaN if one of them is not finite, which makes every
-// product with them NaN.
-FUSEDLSTM_INLINE float int8_scale(ptrdiff_t n, const float* x, ptrdiff_t stride) {
-  float most = 0, zero = 0;
+// The scale max |x| / 127; NaN if a value is not finite, which makes every product with it NaN.
+FUSEDLSTM_INLINE float int8_scale(ptrdiff_t n, const float* x) {
+  constexpr uint32_t infinity = 0x7f800000;
+  uint32_t most = 0;  // magnitudes are in the order of their bits
   for (ptrdiff_t j = 0; j < n; ++j) {
-    const float magnitude = __builtin_fabsf(x[j * stride]);
-    most = magnitude > most ? magnitude : most;
-    zero += x[j * stride] * 0.0f;  // NaN from NaN and infinities
+    uint32_t bits;
+    __builtin_memcpy(&bits, x + j, 4);
+    bits &= 0x7fffffff;
+    most = bits > most ? bits : most;
   }
-  return zero == 0 ? most / kInt8Steps : __builtin_nanf("");
+  float magnitude;
+  __builtin_memcpy(&magnitude, &most, 4);
+  return most < infinity ? magnitude / kInt8Steps : __builtin_nanf("");
 }
 FUSEDLSTM_INLINE float inverse_scale(float scale) { return scale > 0 ? 1 / scale : 0.0f; }
+
+FUSEDLSTM_INLINE void quantise(ptrdiff_t n, const float* x, float inverse, int8_t* y) {
+  for (ptrdiff_t j = 0; j < n; ++j) y[j] = x[j] == x[j] && inverse > 0 ? to_int8(x[j] * inverse) : int8_t(0);
+}
 
 void quantise_rows(ptrdiff_t rows, ptrdiff_t n, ptrdiff_t padded, const float* x, ptrdiff_t x_row, int8_t* y,
                    ptrdiff_t y_row, float* scales) {
   for (ptrdiff_t r = 0; r < rows; ++r, x += x_row, y += y_row) {
-    if (scales) scales[r] = int8_scale(n, x, 1);
-    const float inverse = scales ? inverse_scale(scales[r]) : kInt8Steps;
-    for (ptrdiff_t j = 0; j < n; ++j)
-      y[j] = x[j] == x[j] && inverse > 0 ? to_int8(x[j] * inverse) : int8_t(0);
+    if (scales) scales[r] = int8_scale(n, x);
+    quantise(n, x, scales ? inverse_scale(scales[r]) : kInt8Steps, y);
     for (ptrdiff_t j = n; j < padded; ++j) y[j] = 0;
   }
 }
 
 // A panel is [k/4][column][4], and then 128 times the sum of each column for kernels that multiply k + 128.
-void pack_int8(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t k_stride, ptrdiff_t n_stride,
-               int8_t* panels, float* scales) {
+void pack_int8(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t n_stride, int8_t* panels,
+               float* scales) {
   for (ptrdiff_t n0 = 0; n0 < N; n0 += kLowPanel, panels += int8_panel(K)) {
     for (ptrdiff_t j = 0; j < kLowPanel; ++j) {
       const float* column = source + (n0 + j) * n_stride;
       const bool there = n0 + j < N;
-      const float scale = there ? int8_scale(K, column, k_stride) : 0.0f, inverse = inverse_scale(scale);
+      const float scale = there ? int8_scale(K, column) : 0.0f, inverse = inverse_scale(scale);
       int32_t sum = 0;
-      for (ptrdiff_t k = 0; k < low_padded(K); ++k) {
-        const int8_t weight = k < K && inverse > 0 ? to_int8(column[k * k_stride] * inverse) : int8_t(0);
-        panels[k / 4 * 4 * kLowPanel + 4 * j + k % 4] = weight;
-        sum += weight;
+      for (ptrdiff_t k = 0; k < low_padded(K); k += kLowBlock) {
+        int8_t weights[kLowBlock] = {};
+        if (there) quantise(K - k < kLowBlock ? K - k : kLowBlock, column + k, inverse, weights);
+        for (ptrdiff_t quad = 0; quad < kLowBlock; quad += 4) {
+          __builtin_memcpy(panels + (k + quad) * kLowPanel + 4 * j, weights + quad, 4);
+          for (ptrdiff_t i = 0; i < 4; ++i) sum += weights[quad + i];
+        }
       }
       sum *= 128;
       __builtin_memcpy(panels + low_padded(K) * kLowPanel + 4 * j, &sum, 4);

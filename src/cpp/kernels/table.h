@@ -120,9 +120,9 @@ struct Int8Kernels {
   // y = x / scale rounded to nearest even; scale = max |x| / 127 of each row, or 1 / 127 where scales is null
   void (*quantise_rows)(ptrdiff_t rows, ptrdiff_t n, ptrdiff_t padded, const float* x, ptrdiff_t x_row,
                         int8_t* y, ptrdiff_t y_row, float* scales);
-  // B[k][n] = source[k * k_stride + n * n_stride] / scales[n] to panels, with scales as above for each column
-  void (*pack)(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t k_stride, ptrdiff_t n_stride,
-               int8_t* panels, float* scales);
+  // B[k][n] = source[k + n * n_stride] / scales[n] to panels, with scales as above for each column
+  void (*pack)(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t n_stride, int8_t* panels,
+               float* scales);
   void (*gemm)(const GemmInt8&);
 };
 

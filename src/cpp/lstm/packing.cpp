@@ -148,7 +148,7 @@ PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool 
           continue;
         }
         if (compute == Compute::kInt8) {
-          packed.level->int8.pack(n, 4 * Hp, weight, 1, n, low.int8.data(), low.scale.data());
+          packed.level->int8.pack(n, 4 * Hp, weight, n, low.int8.data(), low.scale.data());
           const bool hidden = recurrent || l >= static_cast<size_t>(D);
           if (hidden) k.scale(4 * Hp, 1 / 127.0f, low.scale.data());
           continue;
