@@ -55,12 +55,17 @@ py::object map_array(const py::object& x_arg, const char* function) {
 }  // namespace
 
 void bind_runtime(py::module_& m) {
-  m.def("isa", [] { return std::string(current_level().name); });
-  m.def("isa_levels", [] { return names(runnable_levels()); });
+  m.def(
+      "isa", [] { return std::string(current_level().name); }, "The instruction set that new work is done with.");
+  m.def(
+      "isa_levels", [] { return names(runnable_levels()); },
+      "The instruction sets that this machine can run, lowest first.");
   m.def("isa_compiled", [] { return names(compiled_levels()); });
-  m.def("set_isa", &set_level, py::arg("name"));
-  m.def("num_threads", &num_threads);
-  m.def("set_num_threads", &set_num_threads, py::arg("threads"));
+  m.def("set_isa", &set_level, py::arg("name"),
+        "Choose one of `isa_levels`; what is packed already keeps its own. ValueError for any other.");
+  m.def("num_threads", &num_threads, "The number of threads that a native call may use.");
+  m.def("set_num_threads", &set_num_threads, py::arg("threads"),
+        "Set it, from 1 to 1024; ValueError otherwise. No result depends on it.");
   m.def("cpu_info", [] {
     py::dict info;
     info["brand"] = cpu_brand();
