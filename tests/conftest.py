@@ -29,6 +29,19 @@ def pytest_report_header():
     ]
 
 
+def pytest_sessionfinish(session):
+    """A worker process of pytest-xdist sends the errors it saw to the process that prints them."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["errors"] = [(*key, float(e)) for key, e in tolerances.OBSERVED.items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    for name, dtype, error in getattr(node, "workeroutput", {}).get("errors", []):
+        key = name, dtype
+        tolerances.OBSERVED[key] = max(tolerances.OBSERVED.get(key, 0.0), error)
+
+
 def pytest_terminal_summary(terminalreporter, config):
     if MISSING:
         terminalreporter.write_line(f"not tested, this machine cannot run them: {', '.join(MISSING)}")

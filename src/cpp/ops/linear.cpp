@@ -36,7 +36,7 @@ PackedLinear<T> pack_linear(ptrdiff_t outputs, ptrdiff_t inputs, const T* weight
     } else if constexpr (std::is_same_v<T, float>) {
       const ptrdiff_t at = columns.begin / kLowPanel;
       if (compute == Compute::kInt8) {
-        level.int8.pack(inputs, columns.size(), from, 1, inputs,
+        level.int8.pack(inputs, columns.size(), from, inputs,
                         w.low_forward.int8.data() + at * int8_panel(inputs),
                         w.low_forward.scale.data() + columns.begin);
         return;
