@@ -18,7 +18,7 @@ import pytest
 import fusedlstm
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(fusedlstm.__path__, "fusedlstm.")
@@ -85,6 +85,15 @@ def test_python_examples_run(page, tmp_path):
         check=False,
     )
     assert run.returncode == 0, f"{page.name}:\n{run.stdout}\n{run.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES[:2], ids=lambda page: page.name)
+def test_links_to_files_of_the_tree(page):
+    """Those among the pages of the site are Sphinx's business, who sees its own pages only."""
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    assert links
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 def test_the_readme_names_commands():

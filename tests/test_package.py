@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -89,3 +91,14 @@ def test_set_num_threads_refuses(threads):
     with pytest.raises(ValueError, match="thread"):
         fusedlstm.set_num_threads(threads)
     assert fusedlstm.num_threads() == before
+
+
+def test_pre_commit_has_the_tools_that_ci_pins():
+    root = Path(__file__).resolve().parent.parent
+    pinned = dict(re.findall(r'"(ruff|mypy|clang-format)==([\d.]+)"', (root / "pyproject.toml").read_text()))
+    hooks = re.findall(
+        r"/(?:mirrors-)?([a-z-]+?)(?:-pre-commit)?\n +rev: v([\d.]+)",
+        (root / ".pre-commit-config.yaml").read_text(),
+    )
+    assert dict(hooks) == pinned
+    assert len(pinned) == 3
