@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -101,7 +102,9 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"fusedlstm {fusedlstm.__version__}\n"
 
 
-def test_info(capsys):
+def test_info(capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("FUSEDLSTM_ISA", raising=False)
     assert main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["version"] == fusedlstm.__version__
@@ -110,6 +113,10 @@ def test_info(capsys):
     assert facts["threads"] == fusedlstm.num_threads()
     assert facts["cpu"]
     assert facts["build"]
+    assert 1 <= facts["usable_cpus"] <= os.cpu_count()
+    assert facts["packages"]["tqdm"] == importlib.metadata.version("tqdm")
+    assert facts["environment"]["OMP_NUM_THREADS"] == "7"
+    assert "FUSEDLSTM_ISA" not in facts["environment"]
     assert main(["info"]) == 0
     out = capsys.readouterr().out
     assert all(

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
+import os
 import platform
+import sys
 from typing import Any
+
+PACKAGES = ("safetensors", "tqdm", "matplotlib", "tokenizers", "sacrebleu")  # needed, and those of extras
+VARIABLES = ("FUSEDLSTM_ISA", "FUSEDLSTM_NUM_THREADS", "OMP_NUM_THREADS")
 
 
 def add_parser(commands: Any) -> None:
@@ -16,7 +22,20 @@ def add_parser(commands: Any) -> None:
         description="Show version, build, CPU, available and chosen instruction sets, and threads.",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("--json", action="store_true", help="as one JSON object")
+    parser.add_argument("--json", action="store_true", help="as one JSON object, for bug reports")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _usable_cpus() -> int | None:
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def facts() -> dict[str, Any]:
@@ -36,8 +55,11 @@ def facts() -> dict[str, Any]:
         "isa_available": _core.isa_levels(),
         "isa_compiled": _core.isa_compiled(),
         "threads": _core.num_threads(),
+        "usable_cpus": _usable_cpus(),
         "cpu": _core.cpu_info(),
         "build": _core.build_info(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
 
 
@@ -46,7 +68,7 @@ def _show(value: Any) -> str:
         return " ".join(map(str, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return str(value)
+    return "none" if value is None else str(value)
 
 
 def run(options: argparse.Namespace) -> int:
