@@ -9,6 +9,7 @@ PYBIND11_MODULE(_core, m) {
   fusedlstm::current_level();
   fusedlstm::num_threads();
   fusedlstm::bind_runtime(m);
+  fusedlstm::bind_profiler(m);
   fusedlstm::bind_lstm(m);
   fusedlstm::bind_ops(m);
   fusedlstm::bind_generation(m);

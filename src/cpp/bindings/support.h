@@ -8,6 +8,7 @@
 
 #include "bindings/arrays.h"
 #include "runtime/memory.h"
+#include "runtime/profiler.h"
 #include "runtime/threads.h"
 
 namespace fusedlstm {
@@ -76,6 +77,7 @@ template <class Work>
 void without_gil(const Work& work) {
   try {
     const ReleasedInterpreter released;
+    const Scope scope(Phase::kOther);
     work();
   } catch (const Interrupted&) {
     throw py::error_already_set();
@@ -131,6 +133,7 @@ py::array_t<T> new_array(const std::vector<ptrdiff_t>& shape) {
   return size > small ? aligned_array<T>(shape) : py::array_t<T>(shape);
 }
 
+void bind_profiler(py::module_& m);
 void bind_runtime(py::module_& m);
 void bind_lstm(py::module_& m);
 void bind_ops(py::module_& m);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "lstm/low_precision.h"
 #include "runtime/products.h"
 
 namespace fusedlstm {
@@ -83,6 +84,7 @@ AttentionRows<T>::AttentionRows(const AttentionDecoder<T>& model, ptrdiff_t capa
 // and not after. Neighbours with the same source are made together.
 template <class T>
 void AttentionRows<T>::attend_share(Team& team, ptrdiff_t count) {
+  const Scope scope(Phase::kAttention);
   const PackedAttention<T>& attention = model_.attention();
   const ptrdiff_t A = attention.A, joined = attention.M + H_;
   const T* query = h_.back().data();
@@ -149,6 +151,7 @@ void AttentionRows<T>::layers_share(Team& team, ptrdiff_t count, const int32_t* 
                         .c = c_[l].data(),
                         .c_row = pitch_,
                         .h = h_next_[l].data()};
+    const Scope scope(Phase::kStep, layer, [&] { return step_work(cell, inputs, Compute::kFull); });
     if (count == 1) {
       cell.input = first ? model_.table_row(tokens[0]) : packed.bias.data();
       k.step_forward({.cell = cell, .I = inputs, .x = x, .x_row = x_row, .weights = weights});
@@ -197,6 +200,7 @@ void AttentionRows<T>::step_share(Team& team, ptrdiff_t count, const int32_t* to
   layers_share(team, count, tokens);
   if (!attention.none()) {
     if (!bahdanau()) attend_share(team, count);
+    const Scope scope(Phase::kAttention);
     for (ptrdiff_t j = rows.begin; j < rows.end; ++j)
       std::copy_n(h_.back().data() + j * pitch_, H_, joined_.data() + j * joined + M);
     team.barrier();
@@ -219,6 +223,9 @@ void AttentionRows<T>::step_share(Team& team, ptrdiff_t count, const int32_t* to
     team.barrier();
   }
   const PackedLinear<T>& output = model_.output();
+  const Scope scope(Phase::kOutput, -1, [&] {
+    return product_work(count, output.outputs, O, sizeof(T), sizeof(T), team.threads());
+  });
   gemm_share<T>(k,
                 {.M = count,
                  .N = output.outputs,

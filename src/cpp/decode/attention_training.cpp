@@ -100,6 +100,7 @@ void AttentionTape<T>::plan_own_tokens(const AttentionBatch<T>& batch) {
 template <class T>
 void AttentionTape<T>::own_tokens_share(Team& team, const AttentionBatch<T>& batch, ptrdiff_t s,
                                         int32_t* tokens) {
+  const Scope scope(Phase::kSampling);
   const std::vector<int32_t>& own = own_[static_cast<size_t>(s)];
   const ptrdiff_t count = static_cast<ptrdiff_t>(own.size()), V = batch.scheduled.output->outputs;
   if (count == 0) return;
@@ -139,6 +140,7 @@ void AttentionTape<T>::own_tokens_share(Team& team, const AttentionBatch<T>& bat
 // Queries of the additive kinds, W_q h; ends with a barrier.
 template <class T>
 void AttentionTape<T>::queries_share(Team& team, ptrdiff_t s) {
+  const Scope scope(Phase::kAttention);
   if (!attention_->additive()) return;
   const MatrixRows<T> h = query_rows(s);
   gemm_share<T>(k_,
@@ -159,6 +161,7 @@ void AttentionTape<T>::queries_share(Team& team, ptrdiff_t s) {
 // The contexts of step s, side by side with h or, where h is still to come, into the input as well.
 template <class T>
 void AttentionTape<T>::attend_share(const Team& team, ptrdiff_t s, bool to_input) {
+  const Scope scope(Phase::kAttention);
   const MatrixRows<T> h = query_rows(s);
   for_slots(team, rows_, s, [&](ptrdiff_t slot) {
     const ptrdiff_t row = rows_.start(s) + slot, n = rows_.sequence(slot), S = memory_.length(n);
@@ -185,6 +188,7 @@ void AttentionTape<T>::attend_share(const Team& team, ptrdiff_t s, bool to_input
 // a = tanh(W_o [context ; h]) of packed rows; waits for all threads.
 template <class T>
 void AttentionTape<T>::outputs_share(Team& team, ptrdiff_t first, ptrdiff_t count) {
+  const Scope scope(Phase::kAttention);
   gemm_share<T>(k_,
                 {.M = count,
                  .N = O_,
@@ -285,6 +289,7 @@ size_t AttentionTape<T>::bytes() const {
 // those of h.
 template <class T>
 void AttentionTape<T>::attend_backward_share(const Team& team, ptrdiff_t s) {
+  const Scope scope(Phase::kAttention);
   const bool additive = attention_->additive();
   const MatrixRows<T> h = query_rows(s);
   for_slots(team, rows_, s, [&](ptrdiff_t slot) {
@@ -313,6 +318,7 @@ void AttentionTape<T>::attend_backward_share(const Team& team, ptrdiff_t s) {
 // From the derivatives of a to those of the argument of tanh, and of [context ; h]; waits for all threads.
 template <class T>
 void AttentionTape<T>::output_gradients_share(Team& team, ptrdiff_t first, ptrdiff_t count) {
+  const Scope scope(Phase::kAttention);
   const Share share = share_of(count, team.thread(), team.threads());
   const T* const a = outputs_.data() + first * O_;
   T* const d = d_outputs_.data() + first * O_;
@@ -441,6 +447,7 @@ void AttentionTape<T>::backward(const T* dy, const T* dh_n, const T* dc_n, const
 template <class T>
 void AttentionTape<T>::weight_gradients_share(Team& team, const T* memory,
                                               const AttentionGradients<T>& gradients) {
+  const Scope scope(Phase::kWeightGradient);
   const ptrdiff_t N = rows_.batch(), R = order_.rows();
   const bool additive = attention_->additive(), dot = attention_->kind == Attention::kDot;
   T* const scratch = scratch_[static_cast<size_t>(team.thread())].data();

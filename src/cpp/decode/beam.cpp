@@ -8,6 +8,7 @@
 
 #include "decode/processors.h"
 #include "runtime/memory.h"
+#include "runtime/profiler.h"
 
 namespace fusedlstm {
 namespace {
@@ -153,6 +154,7 @@ class Search {
   // The best continuations of one row, best first, lower ids first among equals: one pass over V, in which
   // few elements pass the worst one kept.
   void find_candidates(ptrdiff_t row, ptrdiff_t step, const T* logits, T* scratch) {
+    const Scope scope(Phase::kSampling);
     const Beam& beam = beams_[static_cast<size_t>(row)];
     T largest;
     const T log_sum = kernels_.softmax_row(V_, logits, T(1), nullptr, &largest);
@@ -186,6 +188,7 @@ class Search {
   }
 
   void choose_beams(Source& source, ptrdiff_t step) const {
+    const Scope scope(Phase::kSampling);
     std::vector<Candidate> pool;
     std::vector<int32_t> chosen;  // by the groups before, stop tokens apart
     const ptrdiff_t W = beams_of_group_;
@@ -247,6 +250,7 @@ class Search {
 
   // The next beams of all sources to the first rows; ended sources take none.
   void move_rows(ptrdiff_t length) {
+    const Scope scope(Phase::kSampling);
     std::vector<Beam> beams;
     std::vector<int32_t> from;
     tokens_.clear();

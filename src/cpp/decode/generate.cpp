@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "runtime/profiler.h"
+
 namespace fusedlstm {
 
 template <class T>
@@ -36,6 +38,7 @@ void generate(StepRows<T>& rows, const T* logits, const GenerationRequest<T>& re
   }
   std::vector<int32_t> step_tokens(static_cast<size_t>(R)), ended(static_cast<size_t>(R), -1);
   const auto take = [&](ptrdiff_t step) {
+    const Scope scope(Phase::kSampling);
     pool.append();
     std::fill(step_tokens.begin(), step_tokens.end(), -1);
     for (ptrdiff_t j = 0; j < pool.count(); ++j) {

@@ -35,6 +35,10 @@ void LanguageModelDecoder<T>::input_share(Team& team, ptrdiff_t layer, ptrdiff_t
                                           const LowRows& low_x, T* out) const {
   const PackedLayer<T>& packed = lstm_->layers[static_cast<size_t>(layer)];
   const ptrdiff_t columns = packed.bias.size();
+  const Scope scope(Phase::kInput, layer, [&] {
+    return product_work(M, 4 * lstm_->shape.hidden_size, packed.inputs, operand_size<T>(lstm_->compute),
+                        sizeof(T), team.threads());
+  });
   if constexpr (std::is_same_v<T, float>)
     if (low()) return low_input_share(*lstm_->level, packed, low_x, M, layer > 0, out, columns, team);
   gemm_share<T>(lstm_->kernels(),
@@ -133,6 +137,8 @@ void LanguageModelRows<T>::step_share(Team& team, ptrdiff_t count, const int32_t
                         .h = h_next_[l].data()};
     if (count == 1 && !low) {
       const bool first = layer == 0;
+      const Scope scope(Phase::kStep, layer,
+                        [&] { return step_work(cell, first ? 0 : packed.inputs, lstm.compute); });
       cell.input = first ? model_.table_row(tokens[0]) : packed.bias.data();
       k.step_forward({.cell = cell,
                       .I = first ? 0 : packed.inputs,
@@ -142,12 +148,15 @@ void LanguageModelRows<T>::step_share(Team& team, ptrdiff_t count, const int32_t
     } else {
       if (layer == 0) {
         const Share rows = share_of(count, team.thread(), team.threads());
+        const Scope scope(Phase::kInput, layer,
+                          [&] { return elements_work(rows.size() * gates_pitch_, 0, 2 * sizeof(T)); });
         for (ptrdiff_t j = rows.begin; j < rows.end; ++j)
           std::copy_n(model_.table_row(tokens[j]), gates_pitch_, gates_.data() + j * gates_pitch_);
       } else {
         model_.input_share(team, layer, count, {h_[l - 1].data(), pitch_}, low_h_[l - 1], gates_.data());
       }
       team.barrier();
+      const Scope scope(Phase::kStep, layer, [&] { return step_work(cell, 0, lstm.compute); });
       if (!low)
         k.cell_forward(cell);
       else if constexpr (std::is_same_v<T, float>)

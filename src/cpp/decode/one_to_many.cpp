@@ -155,6 +155,7 @@ class Loop {
 
   // What is known before the loop: x_0, and all of x where the teacher alone is heard.
   void given_share(const Team& team) {
+    const Scope scope(Phase::kCopy);
     const Share first = share_of(first_rows(), team.thread(), team.threads());
     for (ptrdiff_t j = first.begin; j < first.end; ++j) {
       const T* from = request_.first + rows_.sequence(j) * I_;
@@ -181,6 +182,7 @@ class Loop {
 
   // z of the steps [begin, end)
   void output_share(Team& team, ptrdiff_t begin, ptrdiff_t end) {
+    const Scope scope(Phase::kOutput);
     if (begin == end) return;
     const MatrixRows<T> h = stepwise_.h(begin);
     gemm_share<T>(k_,
@@ -199,6 +201,7 @@ class Loop {
 
   // x_{s+1} of the slots that go on, from z_s or the targets.
   void feed_share(Team& team, ptrdiff_t s) {
+    const Scope scope(Phase::kSampling);
     const ptrdiff_t M = rows_.active(s + 1);
     const Share own = share_of(M, team.thread(), team.threads());
     for (ptrdiff_t j = own.begin; j < own.end; ++j) {
@@ -259,6 +262,7 @@ class Loop {
   // dz_s += what x_{s+1} hands back, of rows that were fed their own output; ends with a barrier.
   //   output: dx     soft: (p / temperature) (dp - sum p dp), dp = dx E^T
   void feedback_gradient_share(Team& team, ptrdiff_t s) {
+    const Scope scope(Phase::kInputGradient);
     const ptrdiff_t M = rows_.active(s + 1);
     if (soft_) {
       gemm_share<T>(k_,
@@ -295,6 +299,7 @@ class Loop {
 
   // dh = dz W of the steps [begin, end)
   void dh_share(Team& team, ptrdiff_t begin, ptrdiff_t end) {
+    const Scope scope(Phase::kInputGradient);
     gemm_share<T>(k_,
                   {.M = rows_.start(end) - rows_.start(begin),
                    .N = H_,
@@ -310,6 +315,7 @@ class Loop {
   }
 
   void output_gradients_share(Team& team, const OneToManyGradients<T>& gradients, T* scratch) {
+    const Scope scope(Phase::kWeightGradient);
     const ptrdiff_t P = rows_.total();
     if (P == 0) return;
     const MatrixRows<T> h = stepwise_.h(0);
@@ -335,6 +341,7 @@ class Loop {
 
   // dE += p^T dx of the rows that were fed probabilities
   void mix_gradient_share(Team& team, T* d_embedding, T* scratch) {
+    const Scope scope(Phase::kWeightGradient);
     std::vector<int32_t> fed, from;
     for (ptrdiff_t s = 0; s + 1 < rows_.steps(); ++s) {
       for (ptrdiff_t j = 0; j < rows_.active(s + 1); ++j) {
@@ -361,6 +368,7 @@ class Loop {
 
   // dE[k] += dx of the rows that were fed token k, in the order of rows: threads share columns.
   void embedding_gradient_share(const Team& team, T* d_embedding) {
+    const Scope scope(Phase::kWeightGradient);
     const Share columns = share_of(I_, team.thread(), team.threads(), 16);
     for (ptrdiff_t r = 0; r < rows_.total(); ++r) {
       const int32_t token = source_[static_cast<size_t>(r)];

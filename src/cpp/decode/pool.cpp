@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "runtime/profiler.h"
+
 namespace fusedlstm {
 
 template <class T>
@@ -44,6 +46,7 @@ void GenerationPool<T>::prepare(int threads, const Hooks<T>& hooks) {
 
 template <class T>
 void GenerationPool<T>::choose_share(Team& team, const Hooks<T>& hooks) {
+  const Scope scope(Phase::kSampling);
   const ptrdiff_t V = rows_.vocabulary();
   if (hooks.token_mask) {
     if (team.thread() == 0) hooks.token_mask(sequences_, allowed_.data());

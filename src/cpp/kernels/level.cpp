@@ -2,6 +2,7 @@
 // name) and FUSEDLSTM_LEVEL_<NAME>.
 #include "kernels/additive.h"
 #include "kernels/bf16.h"
+#include "kernels/ceilings.h"
 #include "kernels/cell.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
@@ -45,6 +46,8 @@ constexpr Kernels<T> kernels() {
       .scale = scale<T>,
       .sgd = sgd<T>,
       .adam = adam<T>,
+      .multiply_adds = multiply_adds<T>,
+      .read = read<T>,
       .exp = exp_array<T>,
       .log = log_array<T>,
       .sigmoid = sigmoid_array<T>,

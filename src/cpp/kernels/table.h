@@ -251,6 +251,10 @@ struct Kernels {
   void (*sgd)(ptrdiff_t n, const SgdStep<T>&, const T* gradient, T* velocity, T* parameter);
   void (*adam)(ptrdiff_t n, const AdamStep<T>&, const T* gradient, T* m, T* v, T* parameter);
 
+  // What bounds the rest: fused multiply-adds out of registers, whose FLOPs are returned; reading x[0..n)
+  double (*multiply_adds)(ptrdiff_t iterations);
+  void (*read)(ptrdiff_t n, const T* x);
+
   void (*exp)(ptrdiff_t n, const T* x, T* y);
   void (*log)(ptrdiff_t n, const T* x, T* y);
   void (*sigmoid)(ptrdiff_t n, const T* x, T* y);

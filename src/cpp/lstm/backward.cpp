@@ -38,6 +38,7 @@ class LayerBackward {
   LayerBackward(const PackedWeights<T>& w, Tape<T>& tape, ptrdiff_t layer, ptrdiff_t direction, int threads)
       : w_(w),
         tape_(tape),
+        layer_(layer),
         rows_(tape.rows),
         k_(w.kernels()),
         shape_(tape.shape),
@@ -133,6 +134,8 @@ class LayerBackward {
     input_.gather_share(team, begin, end);
     if (tape_.mode == TapeMode::kHalf) {
       const Share share = share_of(count, team.thread(), team.threads());
+      const Scope scope(Phase::kCopy, layer_,
+                        [&] { return elements_work(share.size() * 4 * H_pad_, 1, sizeof(T) + 2); });
       for (ptrdiff_t r = share.begin; r < share.end; ++r)
         k_.widen_gates(H_pad_, own_.gates16.data() + (first + r) * 4 * H_pad_, here.gates + r * gates_pitch_);
       team.barrier();
@@ -154,6 +157,10 @@ class LayerBackward {
 
   // All h are known, so the recurrent products of all steps with the same active slots are one.
   void make_gates_share(Team& team, const ChunkTape<T>& here) {
+    const Scope scope(Phase::kStep, layer_, [&] {
+      return product_work(here.row(here.end), 4 * shape_.hidden_size, shape_.hidden_size,
+                          operand_size<T>(w_.compute), sizeof(T), team.threads());
+    });
     if (bf16()) round_states(team, here.begin, here.end);
     CellForward<T> cell{.H = shape_.hidden_size,
                         .H_pad = H_pad_,
@@ -214,33 +221,40 @@ class LayerBackward {
     for (ptrdiff_t s = here.end - 1; s >= here.begin; --s) {
       const ptrdiff_t M = slots.count(rows_.active(s));
       T* const gates = here.gates + (here.row(s) + slots.first) * gates_pitch_;
-      k_.cell_backward({.M = M,
-                        .H_pad = H_pad_,
-                        .unit_begin = units.begin,
-                        .unit_end = units.end,
-                        .gates = gates,
-                        .gates_row = slots.stride * gates_pitch_,
-                        .c_prev = here.c + here.c_row_before(s) * pitch_ + slot,
-                        .c = here.c + here.c_row_after(s) * pitch_ + slot,
-                        .c_row = slots.stride * pitch_,
-                        .dh = dh + slot,
-                        .dc = dc + slot,
-                        .d_row = slots.stride * pitch_,
-                        .dy = dy.data ? dy.row(rows_.start(s) + slots.first) : nullptr,
-                        .dy_row = slots.stride * dy.pitch});
       uint16_t* const dA16 = dA16_.data() + (here.row(s) + slots.first) * dA16_pitch();
-      if constexpr (std::is_same_v<T, float>)
-        for (ptrdiff_t gate = 0; bf16() && gate < 4; ++gate) {
-          const ptrdiff_t at = gate * H_pad_ + units.begin;
-          w_.level->bf16.round_rows(M, units.size(), units.size(), gates + at, slots.stride * gates_pitch_,
-                                    dA16 + at, slots.stride * dA16_pitch());
-        }
+      {
+        const Scope scope(Phase::kGatesBackward, layer_,
+                          [&] { return gates_backward_work<T>(M * units.size()); });
+        k_.cell_backward({.M = M,
+                          .H_pad = H_pad_,
+                          .unit_begin = units.begin,
+                          .unit_end = units.end,
+                          .gates = gates,
+                          .gates_row = slots.stride * gates_pitch_,
+                          .c_prev = here.c + here.c_row_before(s) * pitch_ + slot,
+                          .c = here.c + here.c_row_after(s) * pitch_ + slot,
+                          .c_row = slots.stride * pitch_,
+                          .dh = dh + slot,
+                          .dc = dc + slot,
+                          .d_row = slots.stride * pitch_,
+                          .dy = dy.data ? dy.row(rows_.start(s) + slots.first) : nullptr,
+                          .dy_row = slots.stride * dy.pitch});
+        if constexpr (std::is_same_v<T, float>)
+          for (ptrdiff_t gate = 0; bf16() && gate < 4; ++gate) {
+            const ptrdiff_t at = gate * H_pad_ + units.begin;
+            w_.level->bf16.round_rows(M, units.size(), units.size(), gates + at, slots.stride * gates_pitch_,
+                                      dA16 + at, slots.stride * dA16_pitch());
+          }
+      }
       if (by_sequences)
         team.poll();
       else
         team.barrier();
       const ptrdiff_t columns = std::min(units.end, shape_.hidden_size) - units.begin;
       if (M <= 0 || columns <= 0) continue;
+      const Scope scope(Phase::kRecurrentBackward, layer_, [&] {
+        return product_work(M, columns, 4 * shape_.hidden_size, operand_size<T>(w_.compute), sizeof(T));
+      });
       if constexpr (std::is_same_v<T, float>) {
         if (bf16()) {
           const ptrdiff_t panel = 4 * H_pad_ * kLowPanel;
@@ -274,6 +288,10 @@ class LayerBackward {
 
   // dX (R, inputs) = dA W
   void input_gradient_share(Team& team, ptrdiff_t R, const T* dA, T* dX, ptrdiff_t dX_row) const {
+    const Scope scope(Phase::kInputGradient, layer_, [&] {
+      return product_work(R, packed_.inputs, 4 * shape_.hidden_size, operand_size<T>(w_.compute), sizeof(T),
+                          team.threads());
+    });
     if constexpr (std::is_same_v<T, float>) {
       if (bf16()) {
         gemm_share(w_.level->bf16,
@@ -309,6 +327,8 @@ class LayerBackward {
   // dW += dA^T X over R rows in the order given
   void input_weight_gradient_share(Team& team, ptrdiff_t R, const int32_t* order, const T* dA,
                                    MatrixRows<T> x, T* parameters) {
+    const Scope scope(Phase::kWeightGradient, layer_,
+                      [&] { return weight_gradient_work(R, packed_.inputs, team.threads()); });
     const WeightGradients<T> weights{k_, shape_.hidden_size, H_pad_, dA, gates_pitch_};
     T* const d_weight = parameters + offset_.weight_ih;
     if constexpr (std::is_same_v<T, float>) {
@@ -325,17 +345,21 @@ class LayerBackward {
   void products(Team& team, const ChunkTape<T>& here, const ReductionOrder& order, T* parameters, T* dX) {
     const ptrdiff_t H = shape_.hidden_size, R = order.rows(), first = rows_.start(here.begin);
     const WeightGradients<T> weights{k_, H, H_pad_, here.gates, gates_pitch_};
-    if (!bf16()) {
-      weights.product_share(team, R, order.row.data(),
-                            own_.h.data() + rows_.state_before(here.begin) * pitch_, pitch_,
-                            order.state_before.data(), H, parameters + offset_.weight_hh, scratch(team));
-    } else if constexpr (std::is_same_v<T, float>) {
-      round_states(team, here.begin, here.end);
-      weights.product_share(w_.level->bf16, team, R, dA16_.data(), dA16_pitch(), order.row.data(),
-                            h16_.data(), h16_pitch(), order.state_before.data(), H,
-                            parameters + offset_.weight_hh, scratch16(team));
+    {
+      const Scope scope(Phase::kWeightGradient, layer_,
+                        [&] { return weight_gradient_work(R, H, team.threads()); });
+      if (!bf16()) {
+        weights.product_share(team, R, order.row.data(),
+                              own_.h.data() + rows_.state_before(here.begin) * pitch_, pitch_,
+                              order.state_before.data(), H, parameters + offset_.weight_hh, scratch(team));
+      } else if constexpr (std::is_same_v<T, float>) {
+        round_states(team, here.begin, here.end);
+        weights.product_share(w_.level->bf16, team, R, dA16_.data(), dA16_pitch(), order.row.data(),
+                              h16_.data(), h16_pitch(), order.state_before.data(), H,
+                              parameters + offset_.weight_hh, scratch16(team));
+      }
+      if (shape_.bias) weights.bias_sums_share(team, R, order.row.data(), bias_sums_.data());
     }
-    if (shape_.bias) weights.bias_sums_share(team, R, order.row.data(), bias_sums_.data());
     if (!input_.by_token()) {
       input_weight_gradient_share(team, R, order.row.data(), here.gates, input_.rows(here.begin), parameters);
       if (dX)
@@ -346,14 +370,22 @@ class LayerBackward {
     // Token input: the derivative of the table row each token took. Products over distinct tokens follow at
     // the end.
     const Share columns = share_of(4 * H_pad_, team.thread(), team.threads(), 16);
+    const Scope scope(Phase::kWeightGradient, layer_,
+                      [&] { return elements_work(R * columns.size(), 1, 3 * sizeof(T)); });
     const std::vector<int32_t>& token = tape_.tokens.slot[static_cast<size_t>(direction_)];
     for (const int32_t row : order.row)
       k_.add(columns.size(), here.gates + row * gates_pitch_ + columns.begin,
              d_table_.data() + token[static_cast<size_t>(first + row)] * gates_pitch_ + columns.begin);
   }
 
+  Work weight_gradient_work(ptrdiff_t R, ptrdiff_t columns, int threads) const {
+    return product_work(4 * shape_.hidden_size, columns, R, operand_size<T>(w_.compute), 2 * sizeof(T),
+                        threads);
+  }
+
   const PackedWeights<T>& w_;
   Tape<T>& tape_;
+  ptrdiff_t layer_;
   const Rows& rows_;
   const Kernels<T>& k_;
   const LstmShape& shape_;
@@ -398,6 +430,11 @@ void layer_backward(const PackedWeights<T>& w, Tape<T>& tape, ptrdiff_t layer, p
   }
 }
 
+template <class T>
+Work copy_work(const Rows& rows, Share steps, ptrdiff_t columns) {
+  return elements_work((rows.start(steps.end) - rows.start(steps.begin)) * columns, 0, 2 * sizeof(T));
+}
+
 // dy of the top layer, one direction: from the user's (N, T, D H) to that direction's order of steps.
 template <class T>
 void gather_dy(const Tape<T>& tape, const T* dy, ptrdiff_t direction, T* out) {
@@ -405,6 +442,7 @@ void gather_dy(const Tape<T>& tape, const T* dy, ptrdiff_t direction, T* out) {
   const ptrdiff_t H = tape.shape.hidden_size, H_pad = tape.shape.hidden_padded(), D = tape.shape.directions();
   run_job(threads_for(static_cast<double>(rows.total() * tape.shape.outputs())), nullptr, [&](Team& team) {
     const Share steps = share_of(rows.steps(), team.thread(), team.threads());
+    const Scope scope(Phase::kCopy, tape.shape.num_layers - 1, [&] { return copy_work<T>(rows, steps, H); });
     for (ptrdiff_t s = steps.begin; s < steps.end; ++s) {
       for (ptrdiff_t slot = 0; slot < rows.active(s); ++slot) {
         const T* from = dy + (rows.user_row(s, slot, direction) * D + direction) * H;
@@ -427,6 +465,7 @@ void pass_down(const Tape<T>& tape, const Kernels<T>& k, const std::vector<Buffe
   run_job(threads_for(static_cast<double>(rows.total() * tape.shape.outputs())), nullptr, [&](Team& team) {
     Buffer<T> whole(inputs);
     const Share steps = share_of(rows.steps(), team.thread(), team.threads());
+    const Scope scope(Phase::kCopy, below, [&] { return copy_work<T>(rows, steps, inputs); });
     for (ptrdiff_t s = steps.begin; s < steps.end; ++s) {
       for (ptrdiff_t slot = 0; slot < rows.active(s); ++slot) {
         const ptrdiff_t t = rows.time_of(s, slot, direction);
@@ -457,6 +496,8 @@ void scatter_dx(const Tape<T>& tape, const Kernels<T>& k, const std::vector<Buff
   const ptrdiff_t I = tape.shape.input_size, pitch = row_pitch<T>(I), D = tape.shape.directions();
   run_job(threads_for(static_cast<double>(rows.total() * tape.shape.outputs())), nullptr, [&](Team& team) {
     const Share slots = share_of(rows.batch(), team.thread(), team.threads());
+    const Scope scope(Phase::kCopy, 0,
+                      [&] { return elements_work(slots.size() * rows.time() * I, 0, 2 * sizeof(T)); });
     for (ptrdiff_t slot = slots.begin; slot < slots.end; ++slot) {
       T* to = dx + rows.sequence(slot) * rows.time() * I;
       for (ptrdiff_t t = 0; t < rows.length(slot); ++t, to += I) {

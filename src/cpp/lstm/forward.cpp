@@ -23,6 +23,7 @@ struct LayerRun {
   Tape<T>& tape;
   LayerTape<T>& own;
   LayerInput<T>& input;
+  ptrdiff_t index;        // of the layer, for the profiler
   Buffer<T> chunk_gates;  // where the tape has none
   LowRows low_h[2];       // low precision: h before and after a step
 
@@ -79,11 +80,14 @@ struct LayerRun {
           .c = own.c.data() + (keep_c ? rows.state_after(s) * state_pitch : 0) + slot,
           .c_row = slots.stride * state_pitch,
           .h = own.h.data() + rows.state_after(s) * state_pitch + slot};
-      if (!low)
-        w.kernels().cell_forward(step);
-      else if constexpr (std::is_same_v<T, float>)
-        low_cell_forward(*w.level, layer, step, step_gates, step.input_row, low_h[s % 2], low_h[(s + 1) % 2],
-                         slots.first, slots.stride);
+      {
+        const Scope scope(Phase::kStep, index, [&] { return step_work(step, 0, w.compute); });
+        if (!low)
+          w.kernels().cell_forward(step);
+        else if constexpr (std::is_same_v<T, float>)
+          low_cell_forward(*w.level, layer, step, step_gates, step.input_row, low_h[s % 2],
+                           low_h[(s + 1) % 2], slots.first, slots.stride);
+      }
       if (by_sequences)
         team.poll();
       else
@@ -92,6 +96,8 @@ struct LayerRun {
     team.barrier();  // the next chunk overwrites what others may still read
     if (!half) return;
     const Share narrow = share_of(rows.start(end) - first, team.thread(), team.threads());
+    const Scope scope(Phase::kCopy, index,
+                      [&] { return elements_work(narrow.size() * 4 * H_pad, 2, sizeof(T) + 2); });
     for (ptrdiff_t r = narrow.begin; r < narrow.end; ++r)
       w.kernels().narrow_gates(H_pad, gates + r * gates_pitch, own.gates16.data() + (first + r) * 4 * H_pad);
     team.barrier();
@@ -163,6 +169,7 @@ void forward_layer(const PackedWeights<T>& w, Tape<T>& tape, const LstmInput<T>&
                   .tape = tape,
                   .own = own,
                   .input = layer_input,
+                  .index = layer,
                   .chunk_gates = Buffer<T>(full ? 0 : tape.chunks.most_rows() * tape.gates_pitch()),
                   .low_h = {LowRows(w.compute, N, H), LowRows(w.compute, N, H)}};
   if constexpr (std::is_same_v<T, float>)
@@ -191,6 +198,8 @@ void write_outputs(const Tape<T>& tape, const LstmOutputs<T>& out) {
   const size_t top = static_cast<size_t>((shape.num_layers - 1) * D);
   run_job(rows.total() * D * H < (1 << 16) ? 1 : 0, nullptr, [&](Team& team) {
     const Share slots = share_of(N, team.thread(), team.threads());
+    const Scope scope(Phase::kCopy, shape.num_layers - 1,
+                      [&] { return elements_work(slots.size() * T_ * D * H, 0, 2 * sizeof(T)); });
     for (ptrdiff_t slot = slots.begin; slot < slots.end; ++slot) {
       T* y = out.y + rows.sequence(slot) * T_ * D * H;
       for (ptrdiff_t s = 0; s < rows.length(slot); ++s) {

@@ -9,6 +9,7 @@
 #include "lstm/packing.h"
 #include "lstm/tape.h"
 #include "runtime/products.h"
+#include "runtime/profiler.h"
 
 namespace fusedlstm {
 
@@ -56,6 +57,10 @@ class LayerInput {
   void copy_share(const Team& team, ptrdiff_t begin, ptrdiff_t end, T* to) const {
     const Rows& rows = tape_.rows;
     const Share steps = share_of(end - begin, team.thread(), team.threads());
+    const Scope scope(Phase::kCopy, layer_, [&] {
+      return elements_work((rows.start(begin + steps.end) - rows.start(begin + steps.begin)) * packed_.inputs,
+                           0, 2 * sizeof(T));
+    });
     for (ptrdiff_t s = begin + steps.begin; s < begin + steps.end; ++s)
       for (ptrdiff_t slot = 0; slot < rows.active(s); ++slot)
         copy_row(s, slot, to + (rows.start(s) - rows.start(begin) + slot) * row_pitch<T>(packed_.inputs));
@@ -68,6 +73,8 @@ class LayerInput {
     if (by_token()) {
       const std::vector<int32_t>& token = tape_.tokens.slot[static_cast<size_t>(direction_)];
       const Share share = share_of(count, team.thread(), team.threads());
+      const Scope scope(Phase::kInput, layer_,
+                        [&] { return elements_work(share.size() * columns, 0, 2 * sizeof(T)); });
       for (ptrdiff_t r = share.begin; r < share.end; ++r) {
         const T* from = table_.data() + token[static_cast<size_t>(first + r)] * pitch;
         std::copy(from, from + columns, gates + r * pitch);
@@ -89,6 +96,10 @@ class LayerInput {
  private:
   // to (count, 4, H_pad) = W x + b
   void product_share(Team& team, MatrixRows<T> x, ptrdiff_t count, T* to) {
+    const Scope scope(Phase::kInput, layer_, [&] {
+      return product_work(count, 4 * tape_.shape.hidden_size, packed_.inputs, operand_size<T>(w_.compute),
+                          sizeof(T), team.threads());
+    });
     if constexpr (std::is_same_v<T, float>) {
       if (w_.compute != Compute::kFull) {
         low_input_share(*w_.level, packed_, rounded(team, x, count), count, layer_ > 0, to,

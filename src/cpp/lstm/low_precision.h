@@ -5,8 +5,20 @@
 
 #include "lstm/packing.h"
 #include "runtime/products.h"
+#include "runtime/profiler.h"
 
 namespace fusedlstm {
+
+// Of the step that `s` describes, with I inputs in the same pass (0: their product is made already). Only the
+// products count as operations.
+template <class T>
+Work step_work(const CellForward<T>& s, ptrdiff_t I, Compute compute) {
+  const ptrdiff_t units = s.unit_end - s.unit_begin, states = 3, gates = I > 0 ? 0 : 4,
+                  kept = s.gates ? 4 : 0;
+  Work work = product_work(s.M, 4 * units, s.H + I, operand_size<T>(compute), 0);
+  work.bytes += elements_work(s.M * units, 0, static_cast<double>(states + gates + kept) * sizeof(T)).bytes;
+  return work;
+}
 
 // A thread's share of to (rows, 4, H_pad) = W x + b.
 inline void low_input_share(const Level& level, const PackedLayer<float>& layer, const LowRows& x,

@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "runtime/products.h"
+#include "runtime/profiler.h"
 
 namespace fusedlstm {
 
@@ -126,6 +127,8 @@ PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool 
       const bool recurrent = pieces[p].matrix % 2 == 1;
       const ptrdiff_t n = recurrent ? H : layer.inputs;
       const T* weight = parameters + (recurrent ? offsets[l].weight_hh : offsets[l].weight_ih);
+      const Scope scope(Phase::kPack, static_cast<ptrdiff_t>(l) / D,
+                        [&] { return elements_work(4 * H * n, 0, 2 * sizeof(T)); });
       if (pieces[p].matrix == 1 && compute == Compute::kFull) {
         k.pack_recurrent(H, Hp, weight, layer.recurrent.data());
         continue;

@@ -63,6 +63,10 @@ typename Stepwise<T>::Part Stepwise<T>::part_of(const Team& team, ptrdiff_t grai
 template <class T>
 void Stepwise<T>::input_ahead_share(Team& team, MatrixRows<T> x) {
   const PackedLayer<T>& layer = packed(0);
+  const Scope scope(Phase::kInput, 0, [&] {
+    return product_work(tape_.rows.total(), 4 * tape_.shape.hidden_size, ahead_, operand_size<T>(w_.compute),
+                        sizeof(T), team.threads());
+  });
   if constexpr (std::is_same_v<T, float>) {
     if (bf16()) {
       const Share rows = share_of(tape_.rows.total(), team.thread(), team.threads());
@@ -198,10 +202,16 @@ void Stepwise<T>::forward_share(Team& team, ptrdiff_t s, MatrixRows<T> x) {
         drop_share(team, part, s, layer, tape_of(layer - 1).h.data() + rows.state_after(s) * pitch, pitch,
                    own.copy.data() + rows.start(s) * pitch, pitch);
     }
-    if (bf16())
-      low_input_share(team, s, layer, x);
-    else
-      input_share(team, part, s, layer, x);
+    {
+      const Scope scope(Phase::kInput, layer, [&] {
+        return product_work(rows.active(s), 4 * tape_.shape.hidden_size, packed(layer).inputs - ahead(layer),
+                            operand_size<T>(w_.compute), sizeof(T), team.threads());
+      });
+      if (bf16())
+        low_input_share(team, s, layer, x);
+      else
+        input_share(team, part, s, layer, x);
+    }
     T* const gates = own.gates.data() + (rows.start(s) + part.slots.first) * gates_pitch;
     const CellForward<T> cell{.M = part.slots.count(rows.active(s)),
                               .H = tape_.shape.hidden_size,
@@ -219,12 +229,15 @@ void Stepwise<T>::forward_share(Team& team, ptrdiff_t s, MatrixRows<T> x) {
                               .c = own.c.data() + after,
                               .c_row = part.slots.stride * pitch,
                               .h = own.h.data() + after};
-    if (!bf16())
-      k_.cell_forward(cell);
-    else if constexpr (std::is_same_v<T, float>)
-      low_cell_forward(*w_.level, packed(layer), cell, gates, cell.gates_row,
-                       low_h_[s % 2][static_cast<size_t>(layer)],
-                       low_h_[(s + 1) % 2][static_cast<size_t>(layer)], part.slots.first, part.slots.stride);
+    {
+      const Scope scope(Phase::kStep, layer, [&] { return step_work(cell, 0, w_.compute); });
+      if (!bf16())
+        k_.cell_forward(cell);
+      else if constexpr (std::is_same_v<T, float>)
+        low_cell_forward(
+            *w_.level, packed(layer), cell, gates, cell.gates_row, low_h_[s % 2][static_cast<size_t>(layer)],
+            low_h_[(s + 1) % 2][static_cast<size_t>(layer)], part.slots.first, part.slots.stride);
+    }
     if (!part.by_sequences && layer + 1 < tape_.shape.num_layers) team.barrier();
   }
   team.barrier();
@@ -282,35 +295,42 @@ void Stepwise<T>::backward_share(Team& team, ptrdiff_t s, MatrixRows<T> dh, T* d
     LayerTape<T>& own = tape_of(layer);
     T* const gates = own.gates.data() + (rows.start(s) + first) * gates_pitch;
     T* const dh_own = dh_[static_cast<size_t>(layer)].data() + first * pitch;
-    k_.cell_backward({.M = M,
-                      .H_pad = H_pad,
-                      .unit_begin = part.units.begin,
-                      .unit_end = part.units.end,
-                      .gates = gates,
-                      .gates_row = stride * gates_pitch,
-                      .c_prev = own.c.data() + (rows.state_before(s) + first) * pitch,
-                      .c = own.c.data() + (rows.state_after(s) + first) * pitch,
-                      .c_row = stride * pitch,
-                      .dh = dh_own,
-                      .dc = dc_[static_cast<size_t>(layer)].data() + first * pitch,
-                      .d_row = stride * pitch,
-                      .dy = from_above ? dy_.data() + first * pitch : nullptr,
-                      .dy_row = stride * pitch});
     uint16_t* low = nullptr;
-    if constexpr (std::is_same_v<T, float>) {
-      if (bf16())
-        low = low_d_gates_[static_cast<size_t>(layer)].data() + (rows.start(s) + first) * low_gates_pitch();
-      for (ptrdiff_t gate = 0; low && gate < 4; ++gate) {
-        const ptrdiff_t at = gate * H_pad + part.units.begin;
-        w_.level->bf16.round_rows(M, part.units.size(), part.units.size(), gates + at, stride * gates_pitch,
-                                  low + at, stride * low_gates_pitch());
+    {
+      const Scope scope(Phase::kGatesBackward, layer,
+                        [&] { return gates_backward_work<T>(M * part.units.size()); });
+      k_.cell_backward({.M = M,
+                        .H_pad = H_pad,
+                        .unit_begin = part.units.begin,
+                        .unit_end = part.units.end,
+                        .gates = gates,
+                        .gates_row = stride * gates_pitch,
+                        .c_prev = own.c.data() + (rows.state_before(s) + first) * pitch,
+                        .c = own.c.data() + (rows.state_after(s) + first) * pitch,
+                        .c_row = stride * pitch,
+                        .dh = dh_own,
+                        .dc = dc_[static_cast<size_t>(layer)].data() + first * pitch,
+                        .d_row = stride * pitch,
+                        .dy = from_above ? dy_.data() + first * pitch : nullptr,
+                        .dy_row = stride * pitch});
+      if constexpr (std::is_same_v<T, float>) {
+        if (bf16())
+          low = low_d_gates_[static_cast<size_t>(layer)].data() + (rows.start(s) + first) * low_gates_pitch();
+        for (ptrdiff_t gate = 0; low && gate < 4; ++gate) {
+          const ptrdiff_t at = gate * H_pad + part.units.begin;
+          w_.level->bf16.round_rows(M, part.units.size(), part.units.size(), gates + at, stride * gates_pitch,
+                                    low + at, stride * low_gates_pitch());
+        }
       }
     }
     if (!part.by_sequences) team.barrier();
     // to (M, columns) = dA B: some columns of the product, which start at a whole panel
-    const auto product = [&](const Buffer<T>& b, const LowMatrix& low_b, Share which, T* to,
+    const auto product = [&](Phase phase, const Buffer<T>& b, const LowMatrix& low_b, Share which, T* to,
                              ptrdiff_t to_row) {
       if (M <= 0 || which.size() <= 0) return;
+      const Scope scope(phase, layer, [&] {
+        return product_work(M, which.size(), 4 * H, operand_size<T>(w_.compute), sizeof(T));
+      });
       if constexpr (std::is_same_v<T, float>) {
         if (low) {
           const ptrdiff_t panel = 4 * H_pad * kLowPanel;
@@ -344,17 +364,19 @@ void Stepwise<T>::backward_share(Team& team, ptrdiff_t s, MatrixRows<T> dh, T* d
     };
     const Share units{part.units.begin, part.units.begin + columns};
     const PackedLayer<T>& weights = packed(layer);
-    product(weights.recurrent_backward, weights.low_recurrent_backward, units, dh_own, pitch);
+    product(Phase::kRecurrentBackward, weights.recurrent_backward, weights.low_recurrent_backward, units,
+            dh_own, pitch);
     if (layer > 0) {
-      product(weights.input_backward, weights.low_input_backward, units, dy_.data() + first * pitch, pitch);
+      product(Phase::kInputGradient, weights.input_backward, weights.low_input_backward, units,
+              dy_.data() + first * pitch, pitch);
       if (tape_.dropout > 0) drop_share(team, part, s, layer, dy_.data(), pitch, dy_.data(), pitch);
       from_above = true;
     } else if (dx) {
       const ptrdiff_t panel = bf16() ? kLowPanel : ptrdiff_t{k_.panel}, begin = ahead_ / panel * panel;
       Share inputs{0, weights.inputs - begin};
       if (!part.by_sequences) inputs = share_of(inputs.end, team.thread(), team.threads(), panel);
-      product(weights.input_backward, weights.low_input_backward, {begin + inputs.begin, begin + inputs.end},
-              dx + first * dx_row, dx_row);
+      product(Phase::kInputGradient, weights.input_backward, weights.low_input_backward,
+              {begin + inputs.begin, begin + inputs.end}, dx + first * dx_row, dx_row);
     }
   }
   team.barrier();
@@ -362,6 +384,10 @@ void Stepwise<T>::backward_share(Team& team, ptrdiff_t s, MatrixRows<T> dh, T* d
 
 template <class T>
 void Stepwise<T>::input_ahead_gradients_share(Team& team, T* dx, ptrdiff_t dx_row) const {
+  const Scope scope(Phase::kInputGradient, 0, [&] {
+    return product_work(tape_.rows.total(), ahead_, 4 * tape_.shape.hidden_size, operand_size<T>(w_.compute),
+                        sizeof(T), team.threads());
+  });
   if constexpr (std::is_same_v<T, float>) {
     if (bf16()) {
       gemm_share(w_.level->bf16,
@@ -430,6 +456,10 @@ void Stepwise<T>::weight_gradients_share(Team& team, MatrixRows<T> x, T* paramet
     const WeightOffsets& offset = offsets[static_cast<size_t>(layer)];
     const WeightGradients<T> weights{k_, H, H_pad, own.gates.data(), tape_.gates_pitch()};
     const MatrixRows<T> in = layer == 0 ? x : own.x;
+    const Scope scope(Phase::kWeightGradient, layer, [&] {
+      return product_work(4 * H, H + packed(layer).inputs, R, operand_size<T>(w_.compute), 2 * sizeof(T),
+                          team.threads());
+    });
     if (bf16()) {
       low_weight_gradients_share(team, layer, in, parameters);
     } else {

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "ops/ops.h"
+#include "runtime/profiler.h"
 
 namespace fusedlstm {
 
@@ -8,6 +9,7 @@ template <class T>
 void embedding_forward(ptrdiff_t R, ptrdiff_t E, const int32_t* ids, const T* weight, T* y) {
   run_job(R * E < (1 << 16) ? 1 : 0, nullptr, [&](Team& team) {
     const Share rows = share_of(R, team.thread(), team.threads());
+    const Scope scope(Phase::kCopy, -1, [&] { return elements_work(rows.size() * E, 0, 2 * sizeof(T)); });
     for (ptrdiff_t r = rows.begin; r < rows.end; ++r)
       std::copy(weight + ids[r] * E, weight + (ids[r] + 1) * E, y + r * E);
   });
@@ -19,6 +21,8 @@ void embedding_backward(ptrdiff_t R, ptrdiff_t E, const int32_t* ids, const T* d
   const Kernels<T>& k = kernels_of<T>(current_level());
   run_job(R * E < (1 << 16) ? 1 : 0, nullptr, [&](Team& team) {
     const Share columns = share_of(E, team.thread(), team.threads(), 16);
+    const Scope scope(Phase::kWeightGradient, -1,
+                      [&] { return elements_work(R * columns.size(), 1, 3 * sizeof(T)); });
     for (ptrdiff_t r = 0; r < R; ++r)
       k.add(columns.size(), dy + r * E + columns.begin, d_weight + ids[r] * E + columns.begin);
   });
@@ -29,6 +33,7 @@ void dropout(ptrdiff_t R, ptrdiff_t C, T rate, uint64_t seed, uint32_t stream, c
   const Kernels<T>& k = kernels_of<T>(current_level());
   run_job(R * C < (1 << 14) ? 1 : 0, nullptr, [&](Team& team) {
     const Share rows = share_of(R, team.thread(), team.threads());
+    const Scope scope(Phase::kCopy, -1, [&] { return elements_work(rows.size() * C, 0, 2 * sizeof(T)); });
     for (ptrdiff_t r = rows.begin; r < rows.end; ++r)
       k.dropout_row(C, {seed, stream}, static_cast<uint32_t>(r), 0, rate, x + r * C, y + r * C);
   });

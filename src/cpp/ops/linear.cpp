@@ -27,6 +27,9 @@ PackedLinear<T> pack_linear(ptrdiff_t outputs, ptrdiff_t inputs, const T* weight
     const ptrdiff_t panel = compute == Compute::kFull ? k.panel : kLowPanel;
     const Share columns = share_of(outputs, team.thread(), team.threads(), panel),
                 back = share_of(inputs, team.thread(), team.threads(), panel);
+    const Scope scope(Phase::kPack, -1, [&] {
+      return elements_work(columns.size() * inputs + back.size() * outputs, 0, 2 * sizeof(T));
+    });
     const T *from = weight + columns.begin * inputs, *from_back = weight + back.begin;
     if (compute == Compute::kFull) {
       if (columns.size() > 0)
@@ -61,6 +64,9 @@ void round_for_share(Team& team, const PackedLinear<T>& w, ptrdiff_t R, const T*
 template <class T>
 void linear_share(Team& team, const PackedLinear<T>& w, ptrdiff_t R, const T* x, ptrdiff_t x_row,
                   const LowRows& low_x, T* y, ptrdiff_t y_row) {
+  const Scope scope(Phase::kOutput, -1, [&] {
+    return product_work(R, w.outputs, w.inputs, operand_size<T>(w.compute), sizeof(T), team.threads());
+  });
   if constexpr (std::is_same_v<T, float>) {
     const auto fill = [&](auto product) {
       product.M = R;

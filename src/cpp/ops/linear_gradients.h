@@ -9,6 +9,7 @@
 
 #include "ops/ops.h"
 #include "runtime/products.h"
+#include "runtime/profiler.h"
 
 namespace fusedlstm {
 
@@ -33,6 +34,9 @@ class LinearGradients {
     const Kernels<T>& k = w_.kernels();
     const size_t thread = static_cast<size_t>(team.thread());
     const Share columns = share_of(w_.outputs, team.thread(), team.threads(), 16);
+    const auto work = [&] {
+      return product_work(R, w_.inputs, w_.outputs, operand_size<T>(w_.compute), sizeof(T), team.threads());
+    };
     if (d_bias && columns.size() > 0)
       k.add_rows(R, columns.size(), dy + columns.begin, dy_row, nullptr, d_bias + columns.begin);
     if constexpr (std::is_same_v<T, float>) {
@@ -41,6 +45,7 @@ class LinearGradients {
         low_dy_.round_share(*w_.level, R, dy, dy_row, false, team);
         team.barrier();
         if (dx) {
+          const Scope scope(Phase::kInputGradient, -1, work);
           GemmBf16 product = bf16_product(low_dy_, w_.low_backward);
           product.M = R;
           product.N = w_.inputs;
@@ -50,25 +55,27 @@ class LinearGradients {
           product.c_row = w_.inputs;
           gemm_share(k16, product, team);
         }
-        if (d_weight)
-          gemm_transposed_share(k16,
-                                {.M = w_.outputs,
-                                 .N = w_.inputs,
-                                 .R = R,
-                                 .a = low_dy_.bf16.data(),
-                                 .a_row = low_dy_.pitch,
-                                 .a_rows = nullptr,
-                                 .b = low_x.bf16.data(),
-                                 .b_row = low_x.pitch,
-                                 .b_rows = nullptr,
-                                 .c = d_weight,
-                                 .c_row = w_.inputs,
-                                 .scratch = scratch16_[thread].data()},
-                                team);
+        if (!d_weight) return;
+        const Scope scope(Phase::kWeightGradient, -1, work);
+        gemm_transposed_share(k16,
+                              {.M = w_.outputs,
+                               .N = w_.inputs,
+                               .R = R,
+                               .a = low_dy_.bf16.data(),
+                               .a_row = low_dy_.pitch,
+                               .a_rows = nullptr,
+                               .b = low_x.bf16.data(),
+                               .b_row = low_x.pitch,
+                               .b_rows = nullptr,
+                               .c = d_weight,
+                               .c_row = w_.inputs,
+                               .scratch = scratch16_[thread].data()},
+                              team);
         return;
       }
     }
-    if (dx)
+    if (dx) {
+      const Scope scope(Phase::kInputGradient, -1, work);
       gemm_share<T>(k,
                     {.M = R,
                      .N = w_.inputs,
@@ -81,21 +88,23 @@ class LinearGradients {
                      .c = dx,
                      .c_row = w_.inputs},
                     team);
-    if (d_weight)
-      gemm_transposed_share<T>(k,
-                               {.M = w_.outputs,
-                                .N = w_.inputs,
-                                .R = R,
-                                .a = dy,
-                                .a_row = dy_row,
-                                .a_rows = nullptr,
-                                .b = x,
-                                .b_row = w_.inputs,
-                                .b_rows = nullptr,
-                                .c = d_weight,
-                                .c_row = w_.inputs,
-                                .scratch = scratch_[thread].data()},
-                               team);
+    }
+    if (!d_weight) return;
+    const Scope scope(Phase::kWeightGradient, -1, work);
+    gemm_transposed_share<T>(k,
+                             {.M = w_.outputs,
+                              .N = w_.inputs,
+                              .R = R,
+                              .a = dy,
+                              .a_row = dy_row,
+                              .a_rows = nullptr,
+                              .b = x,
+                              .b_row = w_.inputs,
+                              .b_rows = nullptr,
+                              .c = d_weight,
+                              .c_row = w_.inputs,
+                              .scratch = scratch_[thread].data()},
+                             team);
   }
 
  private:

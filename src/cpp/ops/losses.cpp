@@ -33,6 +33,12 @@ T row_loss(const Kernels<T>& k, ptrdiff_t V, const T* logits, int32_t target, bo
   return (log_sum - (z_target - largest)) + smoothing;
 }
 
+// The largest, exp and the sum; with a gradient, its division and difference.
+template <class T>
+Work loss_work(ptrdiff_t rows, ptrdiff_t V, bool gradient) {
+  return elements_work(rows * V, gradient ? 26 : 24, (gradient ? 2 : 1) * sizeof(T));
+}
+
 template <class T>
 LossSum total(const std::vector<T>& nll, const int32_t* targets, int32_t ignore_index) {
   LossSum sum{0, 0};
@@ -64,12 +70,15 @@ LossSum linear_cross_entropy(const PackedLinear<T>& w, ptrdiff_t R, const T* x, 
       round_for_share(team, w, rows, x_rows, I, gradients.low_x);
       linear_share(team, w, rows, x_rows, I, gradients.low_x, logits.data(), pitch);
       team.barrier();
-      const Share own = share_of(rows, team.thread(), team.threads());
-      for (ptrdiff_t r = own.begin; r < own.end; ++r) {
-        T* const z = logits.data() + r * pitch;
-        const int32_t target = targets[r0 + r];
-        nll[static_cast<size_t>(r0 + r)] =
-            row_loss(k, V, z, target, target != ignore_index, scale, label_smoothing, gradient ? z : nullptr);
+      {
+        const Share own = share_of(rows, team.thread(), team.threads());
+        const Scope scope(Phase::kLoss, -1, [&] { return loss_work<T>(own.size(), V, gradient); });
+        for (ptrdiff_t r = own.begin; r < own.end; ++r) {
+          T* const z = logits.data() + r * pitch;
+          const int32_t target = targets[r0 + r];
+          nll[static_cast<size_t>(r0 + r)] = row_loss(k, V, z, target, target != ignore_index, scale,
+                                                      label_smoothing, gradient ? z : nullptr);
+        }
       }
       team.barrier();
       if (!gradient) continue;
@@ -87,6 +96,7 @@ LossSum cross_entropy(ptrdiff_t R, ptrdiff_t V, const T* logits, const int32_t* 
   std::vector<T> nll(static_cast<size_t>(R));
   run_job(R * V < (1 << 14) ? 1 : 0, poll, [&](Team& team) {
     const Share own = share_of(R, team.thread(), team.threads());
+    const Scope scope(Phase::kLoss, -1, [&] { return loss_work<T>(own.size(), V, d_logits != nullptr); });
     for (ptrdiff_t r = own.begin; r < own.end; ++r)
       nll[static_cast<size_t>(r)] = row_loss(k, V, logits + r * V, targets[r], targets[r] != ignore_index,
                                              scale, label_smoothing, d_logits ? d_logits + r * V : nullptr);
@@ -96,12 +106,17 @@ LossSum cross_entropy(ptrdiff_t R, ptrdiff_t V, const T* logits, const int32_t* 
 
 namespace {
 
-// Adds value(begin, size) of blocks of kSumBlock elements in order, whichever thread made them.
+// Adds value(begin, size) of blocks of kSumBlock elements in order, whichever thread made them. `each`: the
+// work of an element.
 template <class Value>
-double sum_over_blocks(ptrdiff_t n, const Value& value) {
+double sum_over_blocks(ptrdiff_t n, Phase phase, Work each, const Value& value) {
   std::vector<double> part(static_cast<size_t>((n + kSumBlock - 1) / kSumBlock));
   run_job(n < (1 << 18) ? 1 : 0, nullptr, [&](Team& team) {
     const Share blocks = share_of(static_cast<ptrdiff_t>(part.size()), team.thread(), team.threads());
+    const Scope scope(phase, -1, [&] {
+      return elements_work(std::min(n, blocks.end * kSumBlock) - blocks.begin * kSumBlock, each.flops,
+                           each.bytes);
+    });
     for (ptrdiff_t b = blocks.begin; b < blocks.end; ++b)
       part[static_cast<size_t>(b)] = value(b * kSumBlock, std::min(kSumBlock, n - b * kSumBlock));
   });
@@ -117,7 +132,7 @@ double mean_squared_error(ptrdiff_t n, const T* y, const T* target, T* dy) {
   if (n == 0) return 0;
   const Kernels<T>& k = kernels_of<T>(current_level());
   const T factor = T(2) / static_cast<T>(n);
-  return sum_over_blocks(n,
+  return sum_over_blocks(n, Phase::kLoss, {4, 3 * sizeof(T)},
                          [&](ptrdiff_t begin, ptrdiff_t size) {
                            return k.squared_error(size, y + begin, target + begin, factor,
                                                   dy ? dy + begin : nullptr);
@@ -129,7 +144,8 @@ template <class T>
 double gradient_norm(ptrdiff_t n, const T* gradients) {
   const Kernels<T>& k = kernels_of<T>(current_level());
   return __builtin_sqrt(sum_over_blocks(
-      n, [&](ptrdiff_t begin, ptrdiff_t size) { return k.sum_of_squares(size, gradients + begin); }));
+      n, Phase::kOptimiser, {2, sizeof(T)},
+      [&](ptrdiff_t begin, ptrdiff_t size) { return k.sum_of_squares(size, gradients + begin); }));
 }
 
 #define FUSEDLSTM_INSTANTIATE(T)                                                                     \

@@ -1,14 +1,18 @@
 // One pass over the flat buffers; each element on its own, so threads share ranges.
 #include "ops/ops.h"
+#include "runtime/profiler.h"
 
 namespace fusedlstm {
 namespace {
 
+// `each`: the work of an element.
 template <class T, class Pass>
-void over_ranges(ptrdiff_t n, const Pass& pass) {
+void over_ranges(ptrdiff_t n, Work each, const Pass& pass) {
   const Kernels<T>& k = kernels_of<T>(current_level());
   run_job(n < (1 << 16) ? 1 : 0, nullptr, [&](Team& team) {
     const Share range = share_of(n, team.thread(), team.threads(), 4096);
+    const Scope scope(Phase::kOptimiser, -1,
+                      [&] { return elements_work(range.size(), each.flops, each.bytes); });
     if (range.size() > 0) pass(k, range.begin, range.size());
   });
 }
@@ -17,21 +21,21 @@ void over_ranges(ptrdiff_t n, const Pass& pass) {
 
 template <class T>
 void scale_gradients(ptrdiff_t n, T factor, T* gradients) {
-  over_ranges<T>(n, [&](const Kernels<T>& k, ptrdiff_t begin, ptrdiff_t size) {
+  over_ranges<T>(n, {1, 2 * sizeof(T)}, [&](const Kernels<T>& k, ptrdiff_t begin, ptrdiff_t size) {
     k.scale(size, factor, gradients + begin);
   });
 }
 
 template <class T>
 void sgd_step(ptrdiff_t n, const SgdStep<T>& step, const T* gradients, T* velocity, T* parameters) {
-  over_ranges<T>(n, [&](const Kernels<T>& k, ptrdiff_t begin, ptrdiff_t size) {
+  over_ranges<T>(n, {6, 5 * sizeof(T)}, [&](const Kernels<T>& k, ptrdiff_t begin, ptrdiff_t size) {
     k.sgd(size, step, gradients + begin, velocity ? velocity + begin : nullptr, parameters + begin);
   });
 }
 
 template <class T>
 void adam_step(ptrdiff_t n, const AdamStep<T>& step, const T* gradients, T* m, T* v, T* parameters) {
-  over_ranges<T>(n, [&](const Kernels<T>& k, ptrdiff_t begin, ptrdiff_t size) {
+  over_ranges<T>(n, {14, 7 * sizeof(T)}, [&](const Kernels<T>& k, ptrdiff_t begin, ptrdiff_t size) {
     k.adam(size, step, gradients + begin, m + begin, v + begin, parameters + begin);
   });
 }

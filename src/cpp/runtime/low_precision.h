@@ -16,6 +16,12 @@ enum class Compute {
   kInt8,      // the same, for inference
 };
 
+// Bytes of what is multiplied.
+template <class T>
+size_t operand_size(Compute compute) {
+  return compute == Compute::kFull ? sizeof(T) : compute == Compute::kBfloat16 ? 2 : 1;
+}
+
 // A matrix in panels of bfloat16 or int8.
 struct LowMatrix {
   Buffer<uint16_t> bf16;

@@ -22,6 +22,7 @@
 #endif
 
 #include "runtime/flush_to_zero.h"
+#include "runtime/profiler.h"
 
 namespace fusedlstm {
 
@@ -52,6 +53,7 @@ void pause() {
 
 void run_share(JobState& state, int thread, const std::function<void(Team&)>& job) {
   const FlushToZero flush;
+  const Scope scope(Phase::kOther);
   Team team(thread, state.threads, state);
   try {
     job(team);
@@ -80,6 +82,7 @@ class Pool {
     }
     wake_.notify_all();
     run_share(state, 0, job);
+    const Scope scope(Phase::kWait);
     for (int spins = 0; pending_.load(std::memory_order_acquire) != 0; ++spins) {
       if (spins < kSpins)
         pause();
@@ -100,6 +103,7 @@ class Pool {
   }
 
   [[noreturn]] void work(int thread, unsigned seen) {
+    name_worker(thread);
     for (;;) {
       for (int spins = 0; spins < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spins)
         pause();
@@ -224,6 +228,7 @@ void Team::barrier() {
     state_.arrived.store(0, std::memory_order_relaxed);
     state_.phase.fetch_add(1, std::memory_order_acq_rel);
   } else {
+    const Scope scope(Phase::kWait);
     for (int spins = 0; state_.phase.load(std::memory_order_acquire) == phase; ++spins) {
       if (state_.stop.load(std::memory_order_relaxed)) throw Interrupted();
       if (spins < kSpins)

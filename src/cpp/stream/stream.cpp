@@ -39,6 +39,7 @@ Stream<T>::Stream(std::shared_ptr<const PackedWeights<T>> weights, ptrdiff_t cap
                   .x = nullptr,
                   .x_row = 0,
                   .weights = packed.input.data()};
+    weight_count_ += 4 * H * (packed.inputs + H);
     layers_.push_back(std::move(layer));
   }
 }
@@ -130,9 +131,17 @@ void Stream<T>::step_layers(const T* x, ptrdiff_t x_row, T* y, ptrdiff_t y_row) 
   for (ptrdiff_t row = 0; row < M; ++row) std::copy(x + row * x_row, x + row * x_row + H, y + row * y_row);
 }
 
+// All weights are read at every step.
+template <class T>
+Work Stream<T>::work(ptrdiff_t steps) const {
+  const double read = static_cast<double>(steps * weight_count_);
+  return {2 * static_cast<double>(rows()) * read, sizeof(T) * read};
+}
+
 template <class T>
 void Stream<T>::step(const T* x, ptrdiff_t x_row, T* y, ptrdiff_t y_row) {
   const FlushToZero flush;
+  const Scope scope(Phase::kStep, -1, [&] { return work(1); });
   step_layers(x, x_row, y, y_row);
 }
 
@@ -144,6 +153,7 @@ void Stream<T>::run(ptrdiff_t steps, const T* x, T* y, const Poll& poll) {
                        static_cast<double>(parameter_count(shape()));
   const ptrdiff_t poll_every = std::max<ptrdiff_t>(1, static_cast<ptrdiff_t>(1e6 / flops));
   run_job(1, poll, [&](Team& team) {
+    const Scope scope(Phase::kStep, -1, [&] { return work(steps); });
     for (ptrdiff_t t = 0; t < steps; ++t) {
       if (t % poll_every == 0) team.poll();
       step_layers(x + t * I, steps * I, y + t * H, steps * H);
