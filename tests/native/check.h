@@ -104,6 +104,7 @@ void test_beam_search(int max_threads);
 
 // Outputs that are fed back, on the level in use.
 void test_one_to_many(int max_threads);
+void test_profiler(int max_threads);
 // The same for decoders with attention.
 void test_attention(const fusedlstm::Level& level, int max_threads, std::vector<std::string>* hashes);
 

@@ -73,6 +73,7 @@ int run(const std::string& only, int max_threads, bool hashes_only) {
     if (first.empty()) first = hashes;
     expect(hashes == first, std::string(level->name) + " computes other bits than the first level");
   }
+  test_profiler(max_threads);
   if (!hashes_only) {
     test_all_bf16(only, max_threads);
 #if defined(FUSEDLSTM_HAS_AVX512)

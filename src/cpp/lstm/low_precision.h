@@ -13,8 +13,8 @@ namespace fusedlstm {
 // products count as operations.
 template <class T>
 Work step_work(const CellForward<T>& s, ptrdiff_t I, Compute compute) {
-  const ptrdiff_t units = s.unit_end - s.unit_begin, states = 3, gates = I > 0 ? 0 : 4,
-                  kept = s.gates ? 4 : 0;
+  const ptrdiff_t units = std::min(s.unit_end, s.H) - std::min(s.unit_begin, s.H), states = 3,
+                  gates = I > 0 ? 0 : 4, kept = s.gates ? 4 : 0;
   Work work = product_work(s.M, 4 * units, s.H + I, operand_size<T>(compute), 0);
   work.bytes += elements_work(s.M * units, 0, static_cast<double>(states + gates + kept) * sizeof(T)).bytes;
   return work;

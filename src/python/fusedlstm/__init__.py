@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fusedlstm import data, generation, io, models, nn, training
+    from fusedlstm import data, generation, io, models, nn, profiling, training
     from fusedlstm._core import __version__, isa, isa_levels, num_threads, set_isa, set_num_threads
     from fusedlstm.models import LanguageModel, OneToMany, Seq2Seq
     from fusedlstm.nn import Stream
+    from fusedlstm.profiling import profile
 
 __all__ = [
     "LanguageModel",
@@ -36,17 +37,20 @@ __all__ = [
     "models",
     "nn",
     "num_threads",
+    "profile",
+    "profiling",
     "set_isa",
     "set_num_threads",
     "training",
 ]
 
-_MODULES = ("data", "generation", "io", "models", "nn", "training")
+_MODULES = ("data", "generation", "io", "models", "nn", "profiling", "training")
 _HOMES = {
     "LanguageModel": "fusedlstm.models",
     "OneToMany": "fusedlstm.models",
     "Seq2Seq": "fusedlstm.models",
     "Stream": "fusedlstm.nn",
+    "profile": "fusedlstm.profiling",
 }
 
 

@@ -1,4 +1,4 @@
-"""Command line: ``fusedlstm demo | train | generate | train-pairs | translate | info``.
+"""Command line: ``fusedlstm demo | train | generate | train-pairs | translate | profile | info``.
 
 Exit codes: 0 done, 1 error (one line on standard error), 2 wrong usage, 130 stopped by Ctrl-C.
 """
@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fusedlstm.cli import demo, generate, info, train, train_pairs, training, translate
+from fusedlstm.cli import demo, generate, info, profile, train, train_pairs, training, translate
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -20,7 +20,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for module in (demo, train, generate, train_pairs, translate, info):
+    for module in (demo, train, generate, train_pairs, translate, profile, info):
         module.add_parser(commands)
     return parser
 

@@ -1,0 +1,339 @@
+"""The profiler: what it counts, that it changes nothing, its files, and the command."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+
+import numpy as np
+import pytest
+
+import fusedlstm
+from fusedlstm import LanguageModel, _core, nn
+from fusedlstm.cli import main
+from fusedlstm.data import Vocabulary
+from fusedlstm.profiling import Bandwidth, Ceilings, PhaseTime, measure_ceilings
+
+LAYERS = 2
+
+
+@pytest.fixture
+def x(rng):
+    return rng.standard_normal((5, 9, 12), dtype=np.float32)
+
+
+def run(layer, x, lengths=None):
+    layer.zero_grad()
+    y, tape = layer.forward(x, lengths=lengths)
+    dx = layer.backward(tape, np.ones_like(y))
+    return y, dx, layer.gradients.copy()
+
+
+def flops_of(profile, phase, layer=None):
+    return sum(one.flops for one in profile.phases if one.phase == phase and one.layer == layer)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("batch", [5, 40])  # cut by units, by sequences
+@pytest.mark.parametrize("tape", ["full", "lean"])
+def test_flops_are_those_of_the_equations(rng, threads, count, batch, tape):
+    """2 P M N of each product over the P valid steps, however threads share them."""
+    threads(count)
+    I, H, T = 24, 70, 9
+    layer = nn.LSTM(I, H, LAYERS, tape=tape)
+    x = rng.standard_normal((batch, T, I), dtype=np.float32)
+    lengths = rng.integers(0, T + 1, batch)
+    run(layer, x, lengths)
+    with fusedlstm.profile() as p:
+        run(layer, x, lengths)
+    P = int(lengths.sum())
+    again = 2 if tape == "lean" else 1
+    for index in range(LAYERS):
+        inputs = I if index == 0 else H
+        wanted = {
+            "input": again * 2 * P * 4 * H * inputs,
+            "step": again * 2 * P * 4 * H * H,
+            "recurrent backward": 2 * P * 4 * H * H,
+            "dX": 2 * P * 4 * H * inputs,
+            "dW": 2 * P * 4 * H * (inputs + H),
+        }
+        for phase, flops in wanted.items():
+            assert flops_of(p, phase, index) == pytest.approx(flops, rel=1e-9), (phase, index)
+
+
+def test_nothing_changes(x):
+    layer = nn.LSTM(12, 33, LAYERS, bidirectional=True)
+    before = run(layer, x)
+    with fusedlstm.profile(trace=True):
+        during = run(layer, x)
+    for one, other in zip(before, during, strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_time_adds_up(x, threads):
+    threads(2)
+    layer = nn.LSTM(12, 64, LAYERS)
+    with fusedlstm.profile() as p:
+        for _ in range(20):
+            run(layer, x)
+    assert p.threads[0].thread == "caller"
+    assert 0 < p.python_seconds < p.seconds
+    for one in p.threads:
+        assert one.busy >= 0
+        assert one.waiting >= 0
+        assert one.busy + one.waiting <= 1.02 * p.seconds + 1e-4  # ticks are converted by a short calibration
+        assert one.busy + one.waiting + one.idle == pytest.approx(p.seconds, rel=0.03, abs=1e-4)
+
+
+def test_a_profile_has_its_own_time_only(x):
+    layer = nn.LSTM(12, 16)
+    run(layer, x)
+    with fusedlstm.profile() as first:
+        run(layer, x)
+    run(layer, x)
+    with fusedlstm.profile() as second:
+        layer(x)
+    with fusedlstm.profile() as empty:
+        pass
+    assert flops_of(first, "dW", 0) > 0
+    assert flops_of(second, "dW", 0) == 0
+    assert flops_of(second, "step", 0) == flops_of(first, "step", 0)
+    assert empty.phases == []
+    assert empty.threads[0].idle == empty.seconds
+
+
+def test_packing_is_counted_once_for_an_update(x):
+    layer = nn.LSTM(12, 16, LAYERS)
+    with fusedlstm.profile() as p:
+        layer(x)
+        layer(x)
+        layer.mark_updated()
+        layer(x)
+    packed = [one for one in p.phases if one.phase == "pack"]
+    assert {one.layer for one in packed} == {0, 1}
+    assert {one.calls for one in packed} == {2 * 4}  # W, R and both for backward, twice
+
+
+def test_other_python_threads_are_seen(x):
+    layer = nn.LSTM(12, 16)
+    layer(x)
+
+    def call():
+        for _ in range(3):
+            layer(x)
+
+    with fusedlstm.profile() as p:
+        others = [threading.Thread(target=call) for _ in range(2)]
+        for thread in others:
+            thread.start()
+        for thread in others:
+            thread.join()
+    names = {one.thread for one in p.threads}
+    assert names >= {"caller", "other caller 1"}
+    assert flops_of(p, "step", 0) == 6 * 2 * 5 * 9 * 4 * 16 * 16
+
+
+def test_generation(threads):
+    threads(1)
+    model = LanguageModel(Vocabulary("char", "abcdefgh"), hidden_size=32, num_layers=2)
+    model.generate("a", max_new_tokens=2)
+    with fusedlstm.profile() as p:
+        model.generate("a", max_new_tokens=11)
+    steps = 1 + 10  # the prompt's, and one after each token but the last
+    assert flops_of(p, "step", 0) == steps * 2 * 4 * 32 * 32  # the input is looked up
+    assert flops_of(p, "output") == steps * 2 * 32 * 8
+    assert sum(one.calls for one in p.phases if one.phase == "sampling") >= 11
+
+
+def test_streams(x):
+    layer = nn.LSTM(12, 16, LAYERS)
+    stream = layer.stream()
+    row = np.ascontiguousarray(x[0])
+    with fusedlstm.profile() as p:
+        for x_t in row:
+            stream.step(x_t)
+        stream.run(row)
+    assert flops_of(p, "step") == 2 * 9 * 2 * 4 * 16 * (12 + 16 + 16 + 16)
+
+
+def test_one_profile_at_a_time(x):
+    with fusedlstm.profile() as p:
+        with pytest.raises(RuntimeError, match="running already"), fusedlstm.profile():
+            pass
+        nn.LSTM(12, 4)(x)
+    assert p.phases
+    with pytest.raises(RuntimeError, match="make a new one"):
+        p.__enter__()
+    with pytest.raises(RuntimeError, match="no profile is running"):
+        _core.profile_stop()
+    with pytest.raises(ZeroDivisionError), fusedlstm.profile():
+        raise ZeroDivisionError
+    with fusedlstm.profile():
+        pass  # the one before has ended
+
+
+@pytest.mark.parametrize("call", [fusedlstm.profile, measure_ceilings])
+def test_unknown_dtype(call):
+    with pytest.raises(ValueError, match="dtype must be one of float32, .* got 'float16'"):
+        call(dtype="float16")
+
+
+def test_bad_sizes():
+    for size in (0, -1, 1 << 40):
+        with pytest.raises(ValueError, match="read_bandwidth: bytes must lie in"):
+            _core.read_bandwidth(size)
+    with pytest.raises(ValueError, match="peak_flops: dtype must be"):
+        _core.peak_flops("float16")
+
+
+# ceilings ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "int8"])
+def test_ceilings(dtype, threads):
+    threads(1)
+    ceilings = measure_ceilings(dtype)
+    assert ceilings is measure_ceilings(dtype)
+    assert ceilings.flops > 1e8
+    assert ceilings.bandwidths[-1].capacity == np.inf
+    assert all(level.rate > 1e8 for level in ceilings.bandwidths)
+    capacities = [level.capacity for level in ceilings.bandwidths]
+    assert capacities == sorted(capacities)
+
+
+def test_what_is_attainable():
+    levels = Bandwidth("L1", 1e4, 100e9), Bandwidth("memory", float("inf"), 10e9)
+    ceilings = Ceilings("avx2", 1, "float32", 50e9, levels)
+    few = PhaseTime("step", 0, calls=10, seconds=1.0, flops=1e10, bytes=1e10)  # 1e9 bytes a call: memory
+    assert few.fraction_of(ceilings) == pytest.approx(1e10 / 10e9)
+    near = PhaseTime("step", 0, calls=10_000_000, seconds=1.0, flops=1e10, bytes=1e10)
+    assert near.fraction_of(ceilings) == pytest.approx(1e10 / 50e9)
+    copy = PhaseTime("copy", 0, calls=1, seconds=2.0, flops=0.0, bytes=1e10)
+    assert copy.fraction_of(ceilings) == pytest.approx(0.5)
+    assert PhaseTime("wait", None, 1, 1.0, 0.0, 0.0).fraction_of(ceilings) is None
+
+
+# output --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def profiled(x, threads):
+    threads(2)
+    layer = nn.LSTM(12, 128, LAYERS)
+    x = np.tile(x, (8, 1, 1))
+    run(layer, x)
+    with fusedlstm.profile(trace=True) as p:
+        run(layer, x)
+    return p
+
+
+def test_table(profiled):
+    text = profiled.table()
+    for phase in ("input", "step", "gates backward", "recurrent backward", "dX", "dW"):
+        row = re.search(rf"^{phase} +0 +\d+ +[\d.]+ +[\d.]+%", text, re.MULTILINE)
+        assert row, f"no {phase} in:\n{text}"
+    assert re.search(r"^Python +[\d.]+ +[\d.]+%$", text, re.MULTILINE)
+    assert re.search(r"^caller( +[\d.]+%){3}$", text, re.MULTILINE)
+    assert re.search(r"^ceilings: [\d.]+ GF/s; reading GB/s: .*memory [\d.]+$", text, re.MULTILINE)
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_json(profiled, tmp_path):
+    profiled.save_json(tmp_path / "profile.json")
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    found = json.loads((tmp_path / "profile.json").read_text(), parse_constant=refuse)
+    assert found["isa"] == fusedlstm.isa()
+    assert found["num_threads"] == 2
+    assert sum(one["seconds"] for one in found["phases"]) == pytest.approx(
+        sum(one["busy"] + one["waiting"] for one in found["threads"])
+    )
+    assert found["ceilings"]["bandwidths"][-1]["level"] == "memory"
+
+
+def test_trace(profiled, tmp_path):
+    profiled.save_trace(tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    tracks = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert tracks[0] == "caller"
+    assert len(tracks) == len(profiled.threads)
+    pieces = [event for event in events if event["ph"] == "X"]
+    assert sum(event["name"] == "step, layer 1" for event in pieces) >= 9
+    last = 1e6 * profiled.seconds
+    for track in tracks:
+        open_until: list[float] = []  # pieces of a track lie within each other or apart
+        for event in sorted(
+            (one for one in pieces if one["tid"] == track), key=lambda one: (one["ts"], -one["dur"])
+        ):
+            begin, end = event["ts"], event["ts"] + event["dur"]
+            assert -1 <= begin <= end <= 1.02 * last + 100
+            while open_until and open_until[-1] <= begin + 1e-3:
+                open_until.pop()
+            assert not open_until or end <= open_until[-1] + 1e-3
+            open_until.append(end)
+
+
+def test_a_trace_must_be_asked_for(tmp_path):
+    with fusedlstm.profile() as p:
+        pass
+    with pytest.raises(ValueError, match="trace=True"):
+        p.save_trace(tmp_path / "trace.json")
+
+
+def test_roofline(profiled, tmp_path):
+    profiled.plot_roofline(tmp_path / "roofline.png")
+    assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
+    with fusedlstm.profile() as empty:
+        pass
+    with pytest.raises(ValueError, match="no phase"):
+        empty.plot_roofline(tmp_path / "empty.png")
+
+
+# command -------------------------------------------------------------------------------------------------
+
+SHAPE = ["--batch", "3", "--time", "6", "--hidden", "16", "--layers", "1", "--seconds", "0.01"]
+
+
+@pytest.mark.parametrize(
+    ("words", "phases"),
+    [
+        (["--train"], {"input", "step", "gates backward", "dW", "loss", "optimiser", "pack"}),
+        (["--train", "--vocabulary", "11", "--dtype", "bfloat16"], {"step", "dW", "loss", "optimiser"}),
+        (["--infer", "--input", "5", "--dtype", "int8"], {"input", "step"}),
+        (["--infer", "--vocabulary", "7"], {"input", "step"}),
+        (["--generate", "--dtype", "int8"], {"step", "output", "sampling"}),
+        (["--stream", "--dtype", "float64"], {"step"}),
+    ],
+    ids=lambda value: " ".join(sorted(value)),
+)
+def test_command(words, phases, capsys):
+    assert main(["profile", *words, *SHAPE]) == 0
+    shown = capsys.readouterr().out
+    assert phases <= set(re.findall(r"^([a-zA-Z][a-zA-Z ]*?) +\d", shown, re.MULTILINE)), shown
+
+
+def test_command_with_a_model_and_files(tmp_path, capsys):
+    model = LanguageModel(Vocabulary("char", "abc"), hidden_size=16, num_layers=1)
+    path = str(tmp_path / "model.safetensors")
+    model.save(path)
+    files = {name: str(tmp_path / f"p.{name}") for name in ("json", "trace", "roofline")}
+    files["roofline"] += ".png"
+    words = [word for name, file in files.items() for word in (f"--{name}", file)]
+    assert main(["profile", "--infer", "--model", path, *SHAPE, *words, "--overhead"]) == 0
+    assert "with the profiler on" in capsys.readouterr().out
+    assert json.loads((tmp_path / "p.json").read_text())["phases"]
+    assert json.loads((tmp_path / "p.trace").read_text())["traceEvents"]
+    assert (tmp_path / "p.roofline.png").stat().st_size > 1000
+    for what in ("--train", "--generate", "--stream"):
+        assert main(["profile", what, "--model", path, *SHAPE]) == 0
+
+
+def test_command_says_what_cannot_be(capsys):
+    assert main(["profile", "--train", "--dtype", "int8", *SHAPE]) == 1
+    assert "int8" in capsys.readouterr().err
+    assert main(["profile", "--model", "nowhere.safetensors", *SHAPE]) == 1
+    with pytest.raises(SystemExit):
+        main(["profile", "--train", "--infer"])
