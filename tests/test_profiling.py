@@ -175,7 +175,7 @@ def test_one_profile_at_a_time(x):
 
 @pytest.mark.parametrize("call", [fusedlstm.profile, measure_ceilings])
 def test_unknown_dtype(call):
-    with pytest.raises(ValueError, match="dtype must be one of float32, .* got 'float16'"):
+    with pytest.raises(ValueError, match="dtype must be one of float32"):
         call(dtype="float16")
 
 
