@@ -1,6 +1,7 @@
 // One step of one layer, forward and backward: the kernel that a sequence runs at every step, on its own.
 #include <algorithm>
 
+#include "lstm/low_precision.h"
 #include "lstm/lstm.h"
 #include "lstm/split.h"
 #include "lstm/weight_gradients.h"
@@ -31,20 +32,27 @@ void lstm_cell_forward(const PackedWeights<T>& w, ptrdiff_t N, const T* x, const
   const PackedLayer<T>& layer = w.layers[0];
   const Buffer<T> h_rows = padded_rows(N, H, pitch, h);
   Buffer<T> c_rows = padded_rows(N, H, pitch, c), h_out(N * pitch), gate_rows(N * gates_pitch);
+  const auto product = [&](ptrdiff_t columns, ptrdiff_t depth, const Team& team) {
+    return product_work(N, columns, depth, sizeof(T), sizeof(T), team.threads());
+  };
   run_job(layer_threads(N, N, H, I), nullptr, [&](Team& team) {
-    gemm_share<T>(k,
-                  {.M = N,
-                   .N = 4 * H_pad,
-                   .K = I,
-                   .a = x,
-                   .a_row = I,
-                   .b = layer.input.data(),
-                   .init = layer.bias.data(),
-                   .init_row = 0,
-                   .c = gate_rows.data(),
-                   .c_row = gates_pitch},
-                  team);
+    {
+      const Scope scope(Phase::kInput, 0, [&] { return product(4 * H, I, team); });
+      gemm_share<T>(k,
+                    {.M = N,
+                     .N = 4 * H_pad,
+                     .K = I,
+                     .a = x,
+                     .a_row = I,
+                     .b = layer.input.data(),
+                     .init = layer.bias.data(),
+                     .init_row = 0,
+                     .c = gate_rows.data(),
+                     .c_row = gates_pitch},
+                    team);
+    }
     team.barrier();
+    const Scope scope(Phase::kStep, 0, [&] { return product(4 * H, H, team); });
     const Share units = share_of(H_pad, team.thread(), team.threads(), k.lanes);
     k.cell_forward({.M = N,
                     .H = H,
@@ -86,48 +94,61 @@ void lstm_cell_backward(const PackedWeights<T>& w, ptrdiff_t N, const T* x, cons
   std::vector<Buffer<T>> scratch;
   const int threads = layer_threads(N, N, H, I) == 1 ? 1 : num_threads();
   for (int t = 0; t < threads; ++t) scratch.emplace_back(scratch_size);
+  const auto product = [&](ptrdiff_t columns, ptrdiff_t depth, const Team& team) {
+    return product_work(N, columns, depth, sizeof(T), sizeof(T), team.threads());
+  };
   run_job(threads, nullptr, [&](Team& team) {
-    const Share units = share_of(H_pad, team.thread(), team.threads(), k.panel);
-    k.cell_backward({.M = N,
-                     .H_pad = H_pad,
-                     .unit_begin = units.begin,
-                     .unit_end = units.end,
-                     .gates = dA.data(),
-                     .gates_row = gates_pitch,
-                     .c_prev = c_rows.data(),
-                     .c = c_next_rows.data(),
-                     .c_row = pitch,
-                     .dh = dh_rows.data(),
-                     .dc = dc_rows.data(),
-                     .d_row = pitch,
-                     .dy = nullptr,
-                     .dy_row = 0});
+    {
+      const Share units = share_of(H_pad, team.thread(), team.threads(), k.panel);
+      const Scope scope(Phase::kGatesBackward, 0, [&] { return gates_backward_work<T>(N * units.size()); });
+      k.cell_backward({.M = N,
+                       .H_pad = H_pad,
+                       .unit_begin = units.begin,
+                       .unit_end = units.end,
+                       .gates = dA.data(),
+                       .gates_row = gates_pitch,
+                       .c_prev = c_rows.data(),
+                       .c = c_next_rows.data(),
+                       .c_row = pitch,
+                       .dh = dh_rows.data(),
+                       .dc = dc_rows.data(),
+                       .d_row = pitch,
+                       .dy = nullptr,
+                       .dy_row = 0});
+    }
     team.barrier();
-    gemm_share<T>(k,
-                  {.M = N,
-                   .N = H,
-                   .K = 4 * H_pad,
-                   .a = dA.data(),
-                   .a_row = gates_pitch,
-                   .b = layer.recurrent_backward.data(),
-                   .init = nullptr,
-                   .init_row = 0,
-                   .c = out.dh_prev,
-                   .c_row = H},
-                  team);
-    gemm_share<T>(k,
-                  {.M = N,
-                   .N = I,
-                   .K = 4 * H_pad,
-                   .a = dA.data(),
-                   .a_row = gates_pitch,
-                   .b = layer.input_backward.data(),
-                   .init = nullptr,
-                   .init_row = 0,
-                   .c = out.dx,
-                   .c_row = I},
-                  team);
+    {
+      const Scope scope(Phase::kRecurrentBackward, 0, [&] { return product(H, 4 * H, team); });
+      gemm_share<T>(k,
+                    {.M = N,
+                     .N = H,
+                     .K = 4 * H_pad,
+                     .a = dA.data(),
+                     .a_row = gates_pitch,
+                     .b = layer.recurrent_backward.data(),
+                     .init = nullptr,
+                     .init_row = 0,
+                     .c = out.dh_prev,
+                     .c_row = H},
+                    team);
+    }
+    {
+      const Scope scope(Phase::kInputGradient, 0, [&] { return product(I, 4 * H, team); });
+      gemm_share<T>(k,
+                    {.M = N,
+                     .N = I,
+                     .K = 4 * H_pad,
+                     .a = dA.data(),
+                     .a_row = gates_pitch,
+                     .b = layer.input_backward.data(),
+                     .init = nullptr,
+                     .init_row = 0,
+                     .c = out.dx,
+                     .c_row = I},
+                    team);
+    }
     if (!out.parameters) return;
+    const Scope scope(Phase::kWeightGradient, 0, [&] { return product(H + I, 4 * H, team); });
     T* const mine = scratch[static_cast<size_t>(team.thread())].data();
     const WeightGradients<T> weights{k, H, H_pad, dA.data(), gates_pitch};
     weights.product_share(team, N, nullptr, x, I, nullptr, I, out.parameters + offset.weight_ih, mine);
