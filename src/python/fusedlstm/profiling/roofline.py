@@ -26,26 +26,26 @@ def plot_roofline(profile: Profile, path: str | os.PathLike[str]) -> None:
     if not points:
         raise ValueError("plot_roofline: no phase of the profile has FLOPs")
     ceilings = profile.ceilings
-    total = sum(one.seconds for one in points)
+    busy = sum(one.busy for one in profile.threads)
 
     low = min(0.1, *(one.intensity / 2 for one in points))
     high = max(100.0, *(one.intensity * 2 for one in points))
     x = np.geomspace(low, high, 400)
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes: Any = figure.add_subplot()
-    greys = ("0.75", "0.6", "0.45", "0.25")
-    for grey, level in zip(greys[-len(ceilings.bandwidths) :], ceilings.bandwidths, strict=True):
-        axes.loglog(x, np.minimum(ceilings.flops, x * level.rate) / 1e9, color=grey, linewidth=1.2)
-        axes.annotate(
-            f"{level.level} {level.rate / 1e9:.0f} GB/s",
-            (low * 1.15, low * 1.15 * level.rate / 1e9),
-            textcoords="offset points",
-            xytext=(0, 5),
-            fontsize=8,
+    greys = ("0.8", "0.65", "0.45", "0.2")
+    lines = [
+        axes.loglog(
+            x,
+            np.minimum(ceilings.flops, x * level.rate) / 1e9,
             color=grey,
-        )
+            linewidth=1.2,
+            label=f"{level.level}, {level.rate / 1e9:.3g} GB/s",
+        )[0]
+        for grey, level in zip(greys[-len(ceilings.bandwidths) :], ceilings.bandwidths, strict=True)
+    ]
     axes.annotate(
-        f"{ceilings.dtype} peak {ceilings.flops / 1e9:.0f} GF/s",
+        f"{ceilings.dtype} peak, {ceilings.flops / 1e9:.3g} GF/s",
         (high, ceilings.flops / 1e9),
         textcoords="offset points",
         xytext=(-4, 5),
@@ -53,20 +53,26 @@ def plot_roofline(profile: Profile, path: str | os.PathLike[str]) -> None:
         fontsize=8,
     )
     markers = "osD^vP*XhdB"
-    for index, one in enumerate(points):
+    drawn = [
         axes.loglog(
             one.intensity,
             one.flops_per_second / 1e9,
             marker=markers[index % 10],
             color=f"C{index % 10}",
-            markersize=6 + 14 * (one.seconds / total) ** 0.5,
+            markersize=7 + 14 * (one.seconds / busy) ** 0.5,
             markeredgecolor="white",
             linestyle="none",
-            label=f"{one.phase}: {one.seconds / total:.0%} of time, {one.flops_per_second / 1e9:.3g} GF/s",
-        )
+            label=f"{one.phase}: {one.seconds / busy:.1%} of busy time, {one.flops_per_second / 1e9:.3g} GF/s",
+        )[0]
+        for index, one in enumerate(points)
+    ]
     axes.set_xlabel("FLOPs per byte of operands and results")
     axes.set_ylabel("GF/s of one thread")
-    axes.set_title(f"{ceilings.isa}, {ceilings.threads} thread(s)", fontsize=10)
+    axes.set_title(f"{ceilings.isa}, threads: {ceilings.threads}", fontsize=10)
+    axes.set_ylim(top=3 * ceilings.flops / 1e9)
     axes.grid(alpha=0.3, which="both", linewidth=0.4)
-    axes.legend(loc="lower right", fontsize=8, markerscale=0.6)
+    axes.add_artist(
+        axes.legend(handles=lines, loc="upper left", fontsize=8, title="reading", title_fontsize=8)
+    )
+    axes.legend(handles=drawn, loc="lower right", fontsize=8, markerscale=0.6)
     figure.savefig(path, dpi=120)
