@@ -62,7 +62,7 @@ def plot_roofline(profile: Profile, path: str | os.PathLike[str]) -> None:
             markersize=7 + 14 * (one.seconds / busy) ** 0.5,
             markeredgecolor="white",
             linestyle="none",
-            label=f"{one.phase}: {one.seconds / busy:.1%} of busy time, {one.flops_per_second / 1e9:.3g} GF/s",
+            label=f"{one.phase}: {one.seconds / busy:.1%}, {one.flops_per_second / 1e9:.3g} GF/s",
         )[0]
         for index, one in enumerate(points)
     ]
