@@ -49,7 +49,7 @@ namespace {
 
 constexpr const char* kOptions = "SamplingOptions";
 
-std::shared_ptr<SamplingOptions> make_options(
+std::shared_ptr<SamplingOptions> make_sampling_options(
     int64_t max_new_tokens, int64_t min_new_tokens, bool greedy, double temperature, int64_t top_k,
     double top_p, double min_p, double typical_p, double repetition_penalty, int64_t no_repeat_ngram_size,
     std::vector<int32_t> banned_tokens, std::map<int64_t, int32_t> forced_tokens,
@@ -123,7 +123,7 @@ void bind_generation(py::module_& m) {
             py::arg("line_end") = -1);
 
   py::class_<SamplingOptions, std::shared_ptr<SamplingOptions>> options(m, "SamplingOptions");
-  options.def(py::init(&make_options), py::kw_only(), py::arg("max_new_tokens"),
+  options.def(py::init(&make_sampling_options), py::kw_only(), py::arg("max_new_tokens"),
               py::arg("min_new_tokens") = 0, py::arg("greedy") = false, py::arg("temperature") = 1.0,
               py::arg("top_k") = 0, py::arg("top_p") = 1.0, py::arg("min_p") = 0.0,
               py::arg("typical_p") = 1.0, py::arg("repetition_penalty") = 1.0,
