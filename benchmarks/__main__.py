@@ -62,7 +62,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few shapes and repetitions: shows that it runs")
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="thread counts to measure with")
     parser.add_argument(
-        "--seconds", type=float, default=60, help="for the samples of a case; 15 at most, 5 at least (default: 60)"
+        "--seconds",
+        type=float,
+        default=60,
+        help="for the samples of a case; 15 at most, 5 at least (default: 60)",
     )
     parser.add_argument("--peers", nargs="+", choices=PEERS, help="these only (default: all)")
     parser.add_argument(
