@@ -55,7 +55,8 @@ AttentionRows<T>::AttentionRows(const AttentionDecoder<T>& model, ptrdiff_t capa
       source_(static_cast<size_t>(capacity)),
       source_next_(static_cast<size_t>(capacity)),
       gates_(capacity * gates_pitch_),
-      fed_(Buffer<T>::zeros(capacity * model.fed())) {
+      fed_(Buffer<T>::zeros(capacity * model.fed())),
+      low_output_(model.output().compute, capacity, model.output().inputs) {
   const PackedAttention<T>& attention = model.attention();
   if (!attention.none()) memory_ = SourceMemory<T>(attention, N, S, memory, lengths, false, poll);
   if (attention.covers()) coverage_ = Buffer<T>::zeros(capacity * S);
@@ -218,19 +219,10 @@ void AttentionRows<T>::step_share(Team& team, ptrdiff_t count, const int32_t* to
     if (model_.feeding()) std::copy_n(a, rows.size() * O, fed_.data() + rows.begin * O);
     team.barrier();
   }
-  const PackedLinear<T>& output = model_.output();
-  gemm_share<T>(k,
-                {.M = count,
-                 .N = output.outputs,
-                 .K = O,
-                 .a = attention.none() ? h_.back().data() : outputs_.data(),
-                 .a_row = attention.none() ? pitch_ : O,
-                 .b = output.forward.data(),
-                 .init = output.bias.data(),
-                 .init_row = 0,
-                 .c = logits,
-                 .c_row = output.outputs},
-                team);
+  const T* const a = attention.none() ? h_.back().data() : outputs_.data();
+  const ptrdiff_t a_row = attention.none() ? pitch_ : O;
+  round_for_share(team, model_.output(), count, a, a_row, low_output_);
+  linear_share(team, model_.output(), count, a, a_row, low_output_, logits, vocabulary());
   team.barrier();
 }
 

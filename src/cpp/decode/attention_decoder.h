@@ -89,6 +89,7 @@ class AttentionRows final : public StepRows<T> {
   Buffer<T> weights_;                          // (capacity, S)
   Buffer<T> joined_;                           // (capacity, M + H): [context ; h]
   Buffer<T> outputs_;                          // (capacity, O)
+  LowRows low_output_;                         // what the output layer takes in low precision
 };
 
 }  // namespace fusedlstm

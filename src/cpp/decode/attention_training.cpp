@@ -92,8 +92,11 @@ void AttentionTape<T>::plan_own_tokens(const AttentionBatch<T>& batch) {
     }
     most = std::max(most, own.size());
   }
-  own_rows_ = Buffer<T>(static_cast<ptrdiff_t>(most) * O_);
-  logits_ = Buffer<T>(static_cast<ptrdiff_t>(most) * batch.scheduled.output->outputs);
+  const PackedLinear<T>& output = *batch.scheduled.output;
+  const ptrdiff_t rows = static_cast<ptrdiff_t>(most);
+  own_rows_ = Buffer<T>(rows * O_);
+  low_own_rows_ = LowRows(output.compute, rows, O_);
+  logits_ = Buffer<T>(rows * output.outputs);
 }
 
 // After a_{s-1}: the embeddings of the rows that are fed their own token at step s.
@@ -101,24 +104,15 @@ template <class T>
 void AttentionTape<T>::own_tokens_share(Team& team, const AttentionBatch<T>& batch, ptrdiff_t s,
                                         int32_t* tokens) {
   const std::vector<int32_t>& own = own_[static_cast<size_t>(s)];
-  const ptrdiff_t count = static_cast<ptrdiff_t>(own.size()), V = batch.scheduled.output->outputs;
+  const PackedLinear<T>& output = *batch.scheduled.output;
+  const ptrdiff_t count = static_cast<ptrdiff_t>(own.size()), V = output.outputs;
   if (count == 0) return;
   for (ptrdiff_t j = team.thread(); j < count; j += team.threads())
     std::copy_n(outputs_.data() + (rows_.start(s - 1) + own[static_cast<size_t>(j)]) * O_, O_,
                 own_rows_.data() + j * O_);
   team.barrier();
-  gemm_share<T>(k_,
-                {.M = count,
-                 .N = V,
-                 .K = O_,
-                 .a = own_rows_.data(),
-                 .a_row = O_,
-                 .b = batch.scheduled.output->forward.data(),
-                 .init = batch.scheduled.output->bias.data(),
-                 .init_row = 0,
-                 .c = logits_.data(),
-                 .c_row = V},
-                team);
+  round_for_share(team, output, count, own_rows_.data(), O_, low_own_rows_);
+  linear_share(team, output, count, own_rows_.data(), O_, low_own_rows_, logits_.data(), V);
   team.barrier();
   for (ptrdiff_t j = team.thread(); j < count; j += team.threads()) {
     const ptrdiff_t slot = own[static_cast<size_t>(j)], n = rows_.sequence(slot);
