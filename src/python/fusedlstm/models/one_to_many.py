@@ -688,7 +688,11 @@ class OneToMany(Module):
             )
             return y[0] if single else y
         made = self._write(
-            begin, self._sampling(steps, stop, options, who), processor=processor, token_mask=token_mask
+            self._tokens_decoder(),
+            begin,
+            self._sampling(steps, stop, options, who),
+            processor=processor,
+            token_mask=token_mask,
         )
         rows: list[Any] = [row[:length] for row, length in zip(made.tokens, made.lengths, strict=True)]
         if self.vocabulary is not None:
@@ -738,10 +742,11 @@ class OneToMany(Module):
         if self.embedding is None or not single:
             raise ValueError(f"{who}: x must be one input of a model with tokens, got {x!r}")
         sampling = self._sampling(integer(steps, "steps", 0), stop, options, who)
-        begin = self._begin(inputs)
+        begin, decoder = self._begin(inputs), self._tokens_decoder()
 
         def run(put: Callable[[tuple[Tokens, Tokens]], None]) -> None:
             self._write(
+                decoder,
                 begin,
                 sampling,
                 on_tokens=lambda tokens, ended: put((tokens, ended)),
@@ -760,8 +765,18 @@ class OneToMany(Module):
             max_new_tokens=steps, stop_tokens=[self._stop_token(token, who) for token in stops], **options
         )
 
+    def _tokens_decoder(self) -> _core.OneToManyDecoder:
+        """The native loop of tokens for the present parameters."""
+        assert self.embedding is not None  # only models of tokens come here
+        if self._decoder is None:
+            self._decoder = _core.OneToManyDecoder(
+                self.lstm.packed, self.embedding.weight, self.output.packed
+            )
+        return self._decoder
+
     def _write(
         self,
+        decoder: _core.OneToManyDecoder,
         begin: _Beginning,
         sampling: Sampling,
         *,
@@ -769,13 +784,7 @@ class OneToMany(Module):
         processor: _core.Processor | None = None,
         token_mask: _core.TokenMask | None = None,
     ) -> _core.Generation:
-        """The native loop of tokens."""
-        assert self.embedding is not None  # only models of tokens come here
-        if self._decoder is None:
-            self._decoder = _core.OneToManyDecoder(
-                self.lstm.packed, self.embedding.weight, self.output.packed
-            )
-        return self._decoder.generate(
+        return decoder.generate(
             begin.first,
             sampling.core(None if self.vocabulary is None else self.vocabulary.texts),
             seeds=sampling.seeds(len(begin.first)),

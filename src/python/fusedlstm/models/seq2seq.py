@@ -7,6 +7,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
@@ -115,6 +116,14 @@ SCHEMA = ModelSchema(
 
 # places of random numbers under one seed
 _ENCODER, _BRIDGE, _DECODER = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Sources that were read: the native loops, and initial states and memory as their arguments."""
+
+    native: _core.AttentionDecoder
+    arguments: dict[str, Any]
 
 
 class Seq2Seq(Module):
@@ -771,14 +780,14 @@ class Seq2Seq(Module):
 
     def _hypotheses(
         self,
-        read: dict[str, Any],
+        read: _Read,
         search: BeamSearch,
         on_prefix: Callable[[int, Int, bool], object] | None = None,
     ) -> list[list[Hypothesis]]:
         """The best hypotheses of every source that was read."""
         target = self.tokenizers.target
-        arrays = self.decoder.native.beam_search(
-            **read, start_token=target.begin, options=search.core, on_prefix=on_prefix
+        arrays = read.native.beam_search(
+            **read.arguments, start_token=target.begin, options=search.core, on_prefix=on_prefix
         )
         return [
             [
@@ -881,7 +890,7 @@ class Seq2Seq(Module):
         sources = [source] if isinstance(source, str) else list(source)
         seeds = sampling.seeds(len(sources) * num_sequences).reshape(len(sources), num_sequences)
 
-        def run(read: dict[str, Any], numbers: Sequence[int]) -> list[list[GeneratedText]]:
+        def run(read: _Read, numbers: Sequence[int]) -> list[list[GeneratedText]]:
             of_row = [number * num_sequences + i for number in numbers for i in range(num_sequences)]
             on_piece = None if on_text is None else lambda row, piece: on_text(of_row[row], piece)
             texts = self._draw(
@@ -936,7 +945,7 @@ class Seq2Seq(Module):
 
     def _draw(
         self,
-        read: dict[str, Any],
+        read: _Read,
         sampling: Sampling,
         seeds: NDArray[np.uint64],
         on_text: Callable[[int, str], object] | None = None,
@@ -954,8 +963,8 @@ class Seq2Seq(Module):
                     if token >= 0:
                         pieces[row].push([token], None if behind < 0 else behind)
 
-        made = self.decoder.native.generate(
-            **read,
+        made = read.native.generate(
+            **read.arguments,
             start_token=target.begin,
             options=sampling.core(target.texts if sampling.stop_strings else None),
             seeds=seeds,
@@ -989,7 +998,7 @@ class Seq2Seq(Module):
         source: str | Sequence[str],
         who: str,
         batch_size: int,
-        run: Callable[[dict[str, Any], Sequence[int]], list[Any]],
+        run: Callable[[_Read, Sequence[int]], list[Any]],
         *,
         together: bool = False,
     ) -> Any:
@@ -1010,12 +1019,11 @@ class Seq2Seq(Module):
                 results[number] = result
         return results[0] if isinstance(source, str) else results
 
-    def _read(self, encoded: Sequence[Int]) -> dict[str, Any]:
-        """Initial states and memory, as arguments of the native loops."""
+    def _read(self, encoded: Sequence[Int]) -> _Read:
         ids, lengths = pad(encoded)
         memory, final = self.encoder(ids, lengths)
         h0, c0 = self.bridge(final)
-        return {"h0": h0, "c0": c0, **self._memory(memory, lengths)}
+        return _Read(self.decoder.native, {"h0": h0, "c0": c0, **self._memory(memory, lengths)})
 
     def alignment(self, source: str, target: str | None = None) -> Alignment:
         """Where the decoder looks while it writes a target.
@@ -1149,7 +1157,7 @@ class _Pieces:
         self._written = 0
 
     def push(self, ids: Sequence[int], behind: int | None = None) -> None:
-        """More tokens; with ``behind`` the last ones, whose text ends with so many bytes that do not count."""
+        """More tokens; with ``behind`` the last ones, and so many bytes at their end are no part of it."""
         self._ids += ids
         text = self._tokenizer.decode(self._ids)
         if behind is not None:
