@@ -80,8 +80,7 @@ Constraints OptionReader::constraints(int64_t max_new_tokens, const py::handle& 
     throw py::type_error(std::string(function_) + ": forced_tokens must be a dict, got " +
                          std::string(py::repr(forced_tokens)));
   for (const auto& [index, token] : py::reinterpret_borrow<py::dict>(forced_tokens)) {
-    const int64_t at =
-        integer(index, "forced_tokens", 0, max_new_tokens - 1, "have keys that are ints");
+    const int64_t at = integer(index, "forced_tokens", 0, max_new_tokens - 1, "have keys that are ints");
     const int32_t id =
         static_cast<int32_t>(integer(token, "forced_tokens", 0, std::numeric_limits<int32_t>::max()));
     check(!std::binary_search(c.banned_tokens.begin(), c.banned_tokens.end(), id),
@@ -145,8 +144,7 @@ std::shared_ptr<SamplingOptions> make_options(
   o.stop_strings = std::move(stop_strings);
   o.token_texts = std::move(token_texts);
   o.num_sequences = read.integer(num_sequences, "num_sequences", 1, 1 << 20);
-  o.top_log_probabilities =
-      read.integer(top_log_probabilities, "top_log_probabilities", 0, kMostTokens);
+  o.top_log_probabilities = read.integer(top_log_probabilities, "top_log_probabilities", 0, kMostTokens);
   return std::make_shared<SamplingOptions>(std::move(o));
 }
 
