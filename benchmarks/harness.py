@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Plan:
     threads: int
     quick: bool = False
     real_shapes: Mapping[str, list[Shape]] = field(default_factory=dict)  # by "infer", "train"
+    pairs: tuple[Path, Path] | None = None  # files of sentence pairs
     measured: frozenset[tuple[str, str]] = frozenset()  # benchmark and case of earlier runs
 
     def wants(self, benchmark: str, case: str) -> bool:
@@ -132,6 +133,16 @@ def alternate_all(
             "ratio_upper_quartile": spread["upper_quartile"],
         }
     return records
+
+
+def beside_itself(records: dict[str, Record], own: Iterable[str]) -> dict[str, Record]:
+    """Takes our own other ways out of the records of `alternate_all`: what is left has foreign peers only.
+
+    Their times over those of the way that the records are of, with quartiles, by name.
+    """
+    keys = ("ratio", "ratio_lower_quartile", "ratio_upper_quartile")
+    taken = {name: records.pop(name) for name in own}
+    return {name: {key: record[key] for key in keys} for name, record in taken.items()}
 
 
 # The instructions that a type's products may use, best first; `float32` ones where there are no others.
@@ -297,6 +308,8 @@ def line_of(record: Record) -> str:
         parts.append(
             f"{record['share_of_valid_steps']:.0%} valid, {record['share_of_dense_cost']:.0%} of cost"
         )
+    for name, other in record.get("beside_itself", {}).items():
+        parts.append(f"{name} {other['ratio']:.2f} of its time")
     if "parts_seconds" in record:
         whole = sum(record["parts_seconds"].values())
         parts.append(", ".join(f"{name} {x / whole:.0%}" for name, x in record["parts_seconds"].items()))

@@ -297,7 +297,7 @@ py::tuple decoder_logits(const PyAttentionDecoder& self, const py::object& token
   constexpr const char* function = "AttentionDecoder.logits";
   return std::visit(
       [&](const auto& decoder) -> py::tuple {
-        using T = std::remove_cvref_t<decltype(*decoder->table_row(0))>;
+        using T = std::remove_cvref_t<decltype(*decoder->lstm().layers[0].bias.data())>;
         const auto tokens = view<const int32_t>(tokens_arg, function, "tokens", {{"N"}, {"T"}});
         const ptrdiff_t N = tokens.dim(0), time = tokens.dim(1), V = decoder->vocabulary();
         check_range(tokens, 0, V, function, "tokens");

@@ -9,8 +9,8 @@ namespace {
 template <class T>
 void require_fits(const PackedWeights<T>& lstm, const PackedLinear<T>& output, const char* function) {
   require(!lstm.shape.bidirectional, function, "packed must have one direction, got a bidirectional one");
-  require(lstm.compute == Compute::kFull, function,
-          "packed must be packed for the type of its parameters, got lower precision");
+  require(lstm.compute == Compute::kFull && output.compute == Compute::kFull, function,
+          "packed and output must be packed for the type of their parameters, got lower precision");
   require(output.inputs == lstm.shape.hidden_size, function,
           "output must take H=" + std::to_string(lstm.shape.hidden_size) + " inputs, got " +
               std::to_string(output.inputs));
