@@ -1,6 +1,7 @@
 """Times fusedlstm beside its peers; docs/benchmarks.md says how, and what the columns mean.
 
-``targets`` measures what the table of targets needs, and writes that table.
+``targets`` measures what the table of the kernels' targets needs, and writes that table;
+``generation_targets`` the same for generation, beam search and translation.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ NAMES = [
     "ragged",
     "language_model_step",
     "generation",
+    "prefill",
     "beam_search",
+    "seq2seq_training",
     "streaming",
     "threads",
     "growth",
@@ -32,17 +35,20 @@ NAMES = [
     "import_time",
     "torch_compile",
 ]
-OF_TARGETS = [
-    "ceilings",
-    "layer_training",
-    "layer_inference",
-    "low_precision",
-    "streaming",
-    "language_model_step",
-    "ragged",
-    "threads",
-    "growth",
-]
+OF_TARGETS = {
+    "targets": [
+        "ceilings",
+        "layer_training",
+        "layer_inference",
+        "low_precision",
+        "streaming",
+        "language_model_step",
+        "ragged",
+        "threads",
+        "growth",
+    ],
+    "generation_targets": ["ceilings", "generation", "prefill", "beam_search", "seq2seq_training"],
+}
 PEERS = ["torch", "onnxruntime", "openvino", "jax", "onednn", "libxsmm"]
 AVX2 = {  # read when the libraries are loaded
     "FUSEDLSTM_ISA": "avx2",
@@ -57,10 +63,19 @@ SAME = ["cpu", "cpus", "isa", "quick"]  # what all records of one file have in c
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="name", help=f"targets, or of {', '.join(NAMES)} (default: all of these)"
+        "names",
+        nargs="*",
+        metavar="name",
+        help=f"{', '.join(OF_TARGETS)}, or of {', '.join(NAMES)} (default: all of these)",
     )
     parser.add_argument("--quick", action="store_true", help="few shapes and repetitions: shows that it runs")
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="thread counts to measure with")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=60,
+        help="for the samples of a case; 15 at most, 5 at least (default: 60)",
+    )
     parser.add_argument("--peers", nargs="+", choices=PEERS, help="these only (default: all)")
     parser.add_argument(
         "--isa", choices=["avx2"], help="limit all to it; peers that cannot be limited are left out"
@@ -72,6 +87,13 @@ def parse() -> argparse.Namespace:
         help="also these layers: a JSON list of objects name, N, T, I, H, layers, mode ('infer' or 'train')",
     )
     parser.add_argument(
+        "--pairs",
+        type=Path,
+        nargs=2,
+        metavar="FILE",
+        help="sentence pairs, source and target: lengths of the training of translation",
+    )
+    parser.add_argument(
         "--json",
         type=Path,
         metavar="FILE",
@@ -81,9 +103,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (PNG) there")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    unknown = sorted(set(arguments.names) - {*NAMES, "targets"})
+    unknown = sorted(set(arguments.names) - {*NAMES, *OF_TARGETS})
     if unknown:
-        parser.error(f"unknown benchmark {', '.join(unknown)}; there are targets, {', '.join(NAMES)}")
+        parser.error(f"unknown benchmark {', '.join(unknown)}; there are {', '.join([*OF_TARGETS, *NAMES])}")
     cpus = len(available_cpus())
     if not all(1 <= threads <= cpus for threads in arguments.threads):
         parser.error(f"--threads: from 1 to the {cpus} CPUs of this process, got {arguments.threads}")
@@ -98,8 +120,9 @@ def available_cpus() -> list[int]:
 
 def names_of(arguments: argparse.Namespace) -> list[str]:
     wanted = set(arguments.names or NAMES)
-    if "targets" in wanted:
-        wanted.update(OF_TARGETS)
+    for group, names in OF_TARGETS.items():
+        if group in wanted:
+            wanted.update(names)
     return [name for name in NAMES if name in wanted]
 
 
@@ -111,6 +134,7 @@ def measure(arguments: argparse.Namespace) -> None:
         os.sched_setaffinity(0, cpus[:threads])
     from . import harness, peers, shapes
 
+    harness.seconds_per_case = arguments.seconds
     skipped = peers.choose(arguments.peers)
     for name, reason in skipped.items():
         print(f"skipped: {name} ({reason})", flush=True)
@@ -133,6 +157,7 @@ def measure(arguments: argparse.Namespace) -> None:
         threads,
         arguments.quick,
         shapes.read_real_shapes(arguments.real_shapes) if arguments.real_shapes else {},
+        tuple(arguments.pairs) if arguments.pairs else None,
         frozenset((r["benchmark"], r["case"]) for r in contents["records"] if r["threads"] == threads),
     )
     for name in names_of(arguments):
@@ -163,8 +188,9 @@ def main() -> int:
     machine, records = contents["machine"], contents["records"]
     machine["command"] = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     text = report.head(machine, records)
-    if "targets" in arguments.names:
-        results = targets.results(records, machine)
+    groups = [group for group in OF_TARGETS if group in arguments.names]
+    results = [result for group in groups for result in targets.results(group, records, machine)]
+    if groups:
         text += targets.table(results) + "\n"
         contents["targets"] = [vars(result) for result in results]
         print("\n" + targets.table(results))
@@ -175,7 +201,7 @@ def main() -> int:
         arguments.table.write_text(text)
     if arguments.plot:
         arguments.plot.parent.mkdir(parents=True, exist_ok=True)
-        if "targets" in arguments.names:
+        if groups:
             targets.plot(results, arguments.plot)
         else:
             report.plot(records, arguments.plot)

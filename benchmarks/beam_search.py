@@ -66,9 +66,8 @@ class LanguageModelState:
 class TorchAttentionDecoder(torch.nn.Module):
     """Luong's general attention with input feeding."""
 
-    def __init__(self, size: Size) -> None:
+    def __init__(self, H: int, V: int) -> None:
         super().__init__()
-        H, V = size.hidden, len(size.vocabulary)
         self.embedding = torch.nn.Embedding(V, H)
         self.lstm = torch.nn.LSTM(2 * H, H, LAYERS, batch_first=True)
         self.keys = torch.nn.Linear(H, H, bias=False)
@@ -243,9 +242,9 @@ def attention_decoder(
     size: Size, stop: int
 ) -> Callable[[int, BeamSearch], tuple[Callable[[], Found], Model]]:
     torch.manual_seed(0)
-    peer = TorchAttentionDecoder(size)
-    sharpen(peer, stop)
     H, V = size.hidden, len(size.vocabulary)
+    peer = TorchAttentionDecoder(H, V)
+    sharpen(peer, stop)
     ours = Decoder(V, H, H, LAYERS, memory_size=H, attention="general")
     ours.load_state_dict(peer.weights())
 

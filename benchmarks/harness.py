@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ BUILD = ROOT / "build" / "benchmarks"  # programs that were compiled for this ma
 SHORTEST_SAMPLE = (
     0.01  # seconds; shorter calls are repeated within one sample, far above the clock's resolution
 )
-LONGEST_CASE = 60.0  # seconds for all samples of a case: the slowest contestants get fewer, at least 5
+seconds_per_case = 60.0  # for all samples of a case: the slowest contestants get fewer, at least 5
 LIMITED = os.environ.get("FUSEDLSTM_ISA") == "avx2"  # then the ceilings are those of AVX2 too
 
 
@@ -47,6 +47,7 @@ class Plan:
     threads: int
     quick: bool = False
     real_shapes: Mapping[str, list[Shape]] = field(default_factory=dict)  # by "infer", "train"
+    pairs: tuple[Path, Path] | None = None  # files of sentence pairs
     measured: frozenset[tuple[str, str]] = frozenset()  # benchmark and case of earlier runs
 
     def wants(self, benchmark: str, case: str) -> bool:
@@ -114,7 +115,7 @@ def alternate_all(
     if round_seconds < 1:  # else this was warm-up enough
         for work in works:
             work()
-    repetitions = min(repetitions, max(5, int(LONGEST_CASE / round_seconds)))
+    repetitions = min(repetitions, max(5, int(seconds_per_case / round_seconds)))
     rounds = [
         [_sample(work, count) for work, count in zip(works, calls, strict=True)] for _ in range(repetitions)
     ]
@@ -132,6 +133,16 @@ def alternate_all(
             "ratio_upper_quartile": spread["upper_quartile"],
         }
     return records
+
+
+def beside_itself(records: dict[str, Record], own: Iterable[str]) -> dict[str, Record]:
+    """Takes our own other ways out of the records of `alternate_all`: what is left has foreign peers only.
+
+    Their times over those of the way that the records are of, with quartiles, by name.
+    """
+    keys = ("ratio", "ratio_lower_quartile", "ratio_upper_quartile")
+    taken = {name: records.pop(name) for name in own}
+    return {name: {key: record[key] for key in keys} for name, record in taken.items()}
 
 
 # The instructions that a type's products may use, best first; `float32` ones where there are no others.
@@ -297,6 +308,8 @@ def line_of(record: Record) -> str:
         parts.append(
             f"{record['share_of_valid_steps']:.0%} valid, {record['share_of_dense_cost']:.0%} of cost"
         )
+    for name, other in record.get("beside_itself", {}).items():
+        parts.append(f"{name} {other['ratio']:.2f} of its time")
     if "parts_seconds" in record:
         whole = sum(record["parts_seconds"].values())
         parts.append(", ".join(f"{name} {x / whole:.0%}" for name, x in record["parts_seconds"].items()))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from fusedlstm import LanguageModel, _core
+from fusedlstm.nn import Module
 from fusedlstm.training import Adam
 
 from .harness import Plan, Record, add_rates, alternate, use_threads
@@ -40,18 +41,23 @@ def our_training(model: LanguageModel, batch: int) -> Callable[[np.ndarray, np.n
         nonlocal state, steps
         model.zero_grad()
         total, count, state = model.training_step(inputs, targets, state, scale=1.0 / inputs.size, seed=steps)
-        norm = _core.gradient_norm(model.gradients)
-        optimiser.step(
-            model.parameters,
-            model.gradients,
-            lr=LEARNING_RATE,
-            gradient_scale=min(1.0, CLIP / max(norm, CLIP)),
-        )
-        model.mark_updated()
+        update(model, optimiser)
         steps += 1
         return total / count
 
     return step
+
+
+def update(model: Module, optimiser: Adam) -> None:
+    """Parameters after one step with clipped gradients."""
+    norm = _core.gradient_norm(model.gradients)
+    optimiser.step(
+        model.parameters,
+        model.gradients,
+        lr=LEARNING_RATE,
+        gradient_scale=min(1.0, CLIP / max(norm, CLIP)),
+    )
+    model.mark_updated()
 
 
 def peer_training(

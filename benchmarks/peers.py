@@ -125,7 +125,6 @@ def torch_inference(lstm: torch.nn.LSTM, shape: Shape, x: np.ndarray, threads: i
 
 
 def onnxruntime_inference(lstm: torch.nn.LSTM, shape: Shape, x: np.ndarray, threads: int, dtype: str) -> Work:
-    import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
     if dtype == "bfloat16":
@@ -156,14 +155,26 @@ def onnxruntime_inference(lstm: torch.nn.LSTM, shape: Shape, x: np.ndarray, thre
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, [t, n, directions * h])],
         [numpy_helper.from_array(value, key) for key, value in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
-    if dtype == "int8":
-        model = _quantised(model)
+    model = onnx_model(graph)
+    session = onnxruntime_session(_quantised(model) if dtype == "int8" else model, threads)
+    return lambda: session.run(None, fed)[0].swapaxes(0, 1)
+
+
+def onnx_model(graph):
+    """A graph as a model, of versions old enough for quantisation."""
+    from onnx import helper
+
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+
+
+def onnxruntime_session(model, threads: int):
+    """Runs a model on so many threads."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-    return lambda: session.run(None, fed)[0].swapaxes(0, 1)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
 
 
 def _quantised(model):

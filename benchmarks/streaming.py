@@ -85,12 +85,7 @@ def onnxruntime_step(lstm: nn.LSTM, threads: int) -> Step:
         [values[name] for name in ("h_next", "c_next")],
         [onnx.numpy_helper.from_array(weight, name) for name, weight in weights.items()],
     )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = peers.onnxruntime_session(peers.onnx_model(graph), threads)
 
     def zeros() -> onnxruntime.OrtValue:
         return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((1, 1, size), np.float32))

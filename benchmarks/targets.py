@@ -1,4 +1,4 @@
-"""The targets of the kernels, one result each, from the records of the other benchmarks.
+"""The targets of the kernels and of generation, one result each, from the records of the other benchmarks.
 
 A target over several shapes is decided by the worst of them, or by their geometric mean where it says so.
 Where bfloat16 has no instructions both sides emulate it: such a result is shown, and decides nothing.
@@ -81,7 +81,7 @@ def emulated(record: Record) -> str:
     return NO_BF16 if low and record.get("peak_instructions") == "fma32" else ""
 
 
-def least(records: list[Record], row: str, what: str, threads: int, target: float) -> Result:
+def least(records: list[Record], row: str, what: str, threads: int, target: float | None) -> Result:
     """The worst ratio of these."""
     if not records:
         return Result(row, what, threads, "×", target)
@@ -103,6 +103,37 @@ def least(records: list[Record], row: str, what: str, threads: int, target: floa
         fraction=fraction,
         ceiling=ceiling,
         note=emulated(worst),
+    )
+
+
+def beside_itself(
+    records: list[Record],
+    other: str,
+    row: str,
+    what: str,
+    threads: int,
+    target: float,
+    *,
+    at_least: bool = True,
+) -> Result:
+    """Time of another way of ours over that of the way the first record is of."""
+    if not records:
+        return Result(row, what, threads, "×", target, at_least=at_least)
+    record, ratio = records[0], records[0]["beside_itself"][other]
+    return Result(
+        row,
+        what,
+        threads,
+        "×",
+        target,
+        ratio["ratio"],
+        at_least=at_least,
+        lower_quartile=ratio["ratio_lower_quartile"],
+        upper_quartile=ratio["ratio_upper_quartile"],
+        case=record["case"],
+        peer=f"ours, {other}",
+        ours_seconds=record["ours_seconds"]["median"],
+        note=emulated(record),
     )
 
 
@@ -154,20 +185,22 @@ def of_ceiling(records: list[Record], row: str, what: str, threads: int, target:
 # --- the table ----------------------------------------------------------------------------------------------
 
 
-def results(records: list[Record], machine: Record) -> list[Result]:
-    threads = sorted({record["threads"] for record in records})
-    quick = machine["quick"]
+def results(group: str, records: list[Record], machine: Record) -> list[Result]:
+    """Of "targets" or "generation_targets"."""
     shapes, large, batch_1 = TABLE_SHAPES, LARGE, BATCH_1_SHAPES
-    if quick:
+    if machine["quick"]:
         shapes, large, batch_1 = QUICK_SHAPES, QUICK_SHAPES[-1], QUICK_SHAPES[:1]
-    return [
-        result
-        for count in threads
-        for result in results_of([r for r in records if r["threads"] == count], count, shapes, large, batch_1)
-    ]
+    found: list[Result] = []
+    for threads in sorted({record["threads"] for record in records}):
+        of_threads = [record for record in records if record["threads"] == threads]
+        if group == "targets":
+            found += results_of_kernels(of_threads, threads, shapes, large, batch_1)
+        else:
+            found += results_of_generation(of_threads, threads)
+    return found
 
 
-def results_of(
+def results_of_kernels(
     records: list[Record], threads: int, shapes: list[Shape], large: Shape, batch_1: list[Shape]
 ) -> Iterator[Result]:
     cases = {shape.case for shape in shapes}
@@ -291,6 +324,51 @@ def results_of(
                 record["largest_residual"],
                 at_least=False,
             )
+
+
+def results_of_generation(records: list[Record], threads: int) -> Iterator[Result]:
+    def chosen(benchmark: str, start: str = "", end: str = "") -> list[Record]:
+        return [
+            record
+            for record in records
+            if record["benchmark"] == benchmark
+            and record["case"].startswith(start)
+            and record["case"].endswith(end)
+        ]
+
+    def beside(found: list[Record], peer: str) -> list[Record]:
+        return [record for record in found if record["peer"] == peer]
+
+    for N, over_torch in ((1, 20.0), (64, 5.0)):
+        row, start = f"sampling 2×512, batch {N}", f"2x512 V=65 N={N} sampled"
+        in_float32 = chosen("generation", start, "sampled")
+        yield least(beside(in_float32, "torch"), row, "torch", threads, over_torch)
+        yield least(beside(in_float32, "onnxruntime"), row, "ONNX Runtime", threads, 3.0)
+        if N == 1:
+            yield of_ceiling(in_float32, row, "float32, of the bandwidth of its weights", threads, 0.7)
+        for dtype in ("bfloat16", "int8"):
+            low = chosen("generation", start, dtype)
+            yield beside_itself(low, "float32", row, f"{dtype} over float32", threads, 1.0)
+
+    row = "sampling 2×650, V=10,000, batch 1"
+    words = chosen("generation", "2x650")
+    yield least(beside(words, "torch"), row, "torch", threads, 10.0)
+    yield beside_itself(
+        words, "processors", row, "with processors over without", threads, 1.1, at_least=False
+    )
+
+    for N in (1, 16):
+        found = chosen("beam_search", "attention", f" N={N}")
+        yield least(found, "beam 5, attention", f"torch, batch {N}", threads, 5.0)
+
+    for dtype, target in (("float32", 2.0), ("bfloat16", 3.0)):
+        found = [r for r in chosen("seq2seq training") if r["shape"]["dtype"] == dtype]
+        yield least(found, "training with attention", f"torch, {dtype}", threads, target)
+
+    for record in chosen("prefill"):
+        row = f"prefill {record['case']}"
+        yield beside_itself([record], "layers", row, "layers over the same steps", threads, 0.95)
+        yield least([record], row, "torch", threads, None)
 
 
 def table(found: list[Result]) -> str:

@@ -1,9 +1,13 @@
 """nn.AttentionDecoder against a plain PyTorch reference, finite differences and itself cut otherwise."""
 
+import dataclasses
+import functools
 import pickle
 
 import numpy as np
 import pytest
+import reference_beam
+import reference_sampling
 import torch
 from tolerances import assert_close
 
@@ -293,6 +297,126 @@ def test_generation_steps_like_training(kind, dtype):
             c0=np.ascontiguousarray(c0[:, part]),
         )
         assert np.array_equal(one[0], logits[n])
+
+
+class Writer:
+    """Four sources and a decoder in front of them, for the native loops and read from the start each time."""
+
+    START = 1
+
+    def __init__(self, kind):
+        self.decoder = decoder_of(kind, 2)
+        self.table = nn.Embedding(11, E, dtype="float64", seed=1)
+        self.output = nn.Linear(self.decoder.output_size, 11, dtype="float64", init=("uniform", 3.0), seed=2)
+        self.inputs = Inputs(self.decoder, lengths=None)
+        self.native = self.decoder.decoder(self.table, self.output)
+
+    @property
+    def arguments(self):
+        inputs, lengths = self.inputs, self.inputs.memory_lengths
+        return {
+            "h0": inputs.state[0],
+            "c0": inputs.state[1],
+            "memory": inputs.memory,
+            "memory_lengths": None if lengths is None else np.array(lengths, np.int32),
+            "start_token": self.START,
+        }
+
+    def logits_of(self, n):
+        """What follows tokens, of source n: by `AttentionDecoder.forward`, which is checked above."""
+        memory, lengths = self.inputs.memory, self.inputs.memory_lengths
+
+        @functools.cache
+        def logits(tokens):
+            y = self.decoder(
+                self.table([[self.START, *tokens]]),
+                None if memory is None else memory[n : n + 1],
+                memory_lengths=None if memory is None else lengths[n : n + 1],
+                state=tuple(part[:, n : n + 1] for part in self.inputs.state),
+            )
+            return self.output(y)[0, -1]
+
+        return logits
+
+
+SEARCHES = [
+    {"width": 4, "num_return": 4},
+    {"width": 3, "num_return": 3, "length_penalty_form": "gnmt", "length_penalty": 0.6, "min_new_tokens": 2},
+    {
+        "width": 3,
+        "num_return": 3,
+        "early_stopping": "never",
+        "no_repeat_ngram_size": 2,
+        "banned_tokens": (1,),
+    },
+    {"width": 4, "num_return": 4, "groups": 2, "diversity_strength": 0.8, "repetition_penalty": 1.3},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=NAMES)
+def test_beams_carry_their_states(kind):
+    """h, c, what is fed back, coverage and source move with a beam: n-best lists are the specification's."""
+    writer = Writer(kind)
+    lengths_found = set()
+    for search in SEARCHES:
+        options = reference_beam.Options(**search, max_new_tokens=7, stop_tokens=(2, 5))
+        native = _core.BeamOptions(**dataclasses.asdict(options))
+        tokens, lengths, scores, log_p = writer.native.beam_search(options=native, **writer.arguments)
+        for n in range(4):
+            expected, _ = reference_beam.beam_search(writer.logits_of(n), (), options)
+            found = [tuple(row[:length]) for row, length in zip(tokens[n], lengths[n], strict=True) if length]
+            assert found == [ids for _, ids, _ in expected]
+            for rank, (score, ids, by_token) in enumerate(expected):
+                assert_close(scores[n, rank], score, "beam score")
+                assert_close(log_p[n, rank, : len(ids)], by_token, "log probabilities")
+                lengths_found.add(len(ids))
+    assert len(lengths_found) > 2
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=NAMES)
+def test_draws_carry_their_states(kind):
+    """The same of sequences that are drawn: several of a source, some of which end early."""
+    writer = Writer(kind)
+    seeds = np.arange(12, dtype=np.uint64) + 5
+    options = {
+        "max_new_tokens": 7,
+        "num_sequences": 3,
+        "temperature": 1.5,
+        "top_p": 0.95,
+        "repetition_penalty": 1.2,
+        "stop_tokens": [2, 5],
+    }
+    native = _core.SamplingOptions(**options)
+    made = writer.native.generate(options=native, seeds=seeds, **writer.arguments)
+    for r, seed in enumerate(seeds):
+        logits = writer.logits_of(r // 3)
+        tokens, log_p, _, finish, _ = reference_sampling.generate(
+            lambda prompt, logits=logits: (logits(()), ()),
+            lambda token, before, logits=logits: (logits((*before, token)), (*before, token)),
+            [writer.START],
+            seed,
+            options,
+        )
+        assert (made.tokens[r, : made.lengths[r]].tolist(), made.finish[r]) == (tokens, finish)
+        assert_close(made.log_probabilities[r, : len(tokens)], log_p, "log probabilities")
+    assert len(set(made.lengths)) > 2
+
+
+@pytest.mark.parametrize("compute_dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[2]], ids=[NAMES[0], NAMES[2]])
+def test_output_layers_in_low_precision(kind, compute_dtype):
+    """Generation, and the logits of own tokens, have the bits of the layer."""
+    decoder = decoder_of(kind, 2, "float32")
+    table, output = nn.Embedding(11, E), nn.Linear(decoder.output_size, 11, compute_dtype=compute_dtype)
+    inputs = Inputs(decoder, lengths=None)
+    tokens = np.random.default_rng(0).integers(0, 11, (4, 6)).astype(np.int32)
+    lengths = None if inputs.memory is None else np.array(inputs.memory_lengths, np.int32)
+    arguments = {"memory_lengths": inputs.memory_lengths}
+    logits, _ = decoder.decoder(table, output).logits(tokens, inputs.memory, lengths)
+    assert np.array_equal(logits, output(decoder(table(tokens), inputs.memory, **arguments)))
+    own = nn.ScheduledSampling(table, output, np.ones(6))
+    y, tape = decoder.forward(table(tokens), inputs.memory, seed=1, scheduled=own, **arguments)
+    assert np.array_equal(tape.tokens[:, 1:], output(y)[:, :-1].argmax(-1))
 
 
 @pytest.mark.parametrize("kind", [KINDS[0], KINDS[2], KINDS[3], KINDS[8]])

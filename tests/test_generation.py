@@ -283,8 +283,8 @@ def test_many_streams_at_once_are_each_their_own(model):
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size must be"),
         ({"min_new_tokens": 501}, "min_new_tokens must be"),
         ({"banned_tokens": [1000]}, "banned_tokens must lie in"),
-        ({"forced_tokens": {0: -1}}, "forced_tokens must lie in"),
-        ({"forced_tokens": {500: 1}}, "forced_tokens must have keys in"),
+        ({"forced_tokens": {0: -1}}, "forced_tokens must be an int in"),
+        ({"forced_tokens": {500: 1}}, "forced_tokens must have keys"),
         ({"forced_tokens": {0: 1}, "banned_tokens": [1]}, "forced_tokens must not be banned"),
     ],
 )
@@ -300,11 +300,23 @@ def test_options_of_the_wrong_kind_are_refused(model):
         {"top_k": 2.5},
         {"temperature": "hot"},
         {"banned_tokens": 3},
+        {"forced_tokens": [3]},
+        {"stop_strings": 3},
+        {"stop_strings": ["a", 3]},
+        {"seed": 1.5},
         {"beams": 3},
         {"processor": 1},
     ):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match=next(iter(options))):
             model.generate("the", **options)
+
+
+def test_sampling_copies_what_may_change():
+    stops = [3]
+    sampling = Sampling(max_new_tokens=2, stop_tokens=stops, banned_tokens=(k for k in (1, 2)))
+    stops.append(4)
+    assert (sampling.stop_tokens, sampling.banned_tokens) == ((3,), (1, 2))
+    assert sampling == Sampling(max_new_tokens=2, stop_tokens=np.array([3]), banned_tokens=(1, 2))
 
 
 def test_wrong_prompts_are_refused(model, word_model):

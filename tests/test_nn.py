@@ -867,6 +867,19 @@ def test_lstm_tape_modes():
         nn.LSTM(4, 6, tape="none")
 
 
+def test_linear_compute_dtype(rng):
+    x = rng.standard_normal((4, 30)).astype(np.float32)
+    layer = nn.Linear(30, 5)
+    y = layer(x)
+    for compute_dtype, error in (("bfloat16", 0.02), ("int8", 0.03)):
+        layer.compute_dtype = compute_dtype  # packs anew
+        assert 0 < np.abs(layer(x) - y).max() < error
+    layer.compute_dtype = "float32"
+    assert np.array_equal(layer(x), y)
+    with pytest.raises(ValueError, match="compute_dtype must be 'float32', 'bfloat16' or 'int8', got 'half'"):
+        layer.compute_dtype = "half"
+
+
 def test_lstm_compute_dtype(rng):
     x = rng.standard_normal((2, 4, 3)).astype(np.float32)
     lstm, full = nn.LSTM(3, 5, compute_dtype="bfloat16"), nn.LSTM(3, 5, compute_dtype="float32")

@@ -326,6 +326,48 @@ def test_bad_input(rng):
             call()
 
 
+def test_stream_is_generate(rng):
+    tokens = tiny("label to tokens")
+    text = OneToMany(vocabulary=Vocabulary.from_text("abc d"), hidden_size=5, init=("uniform", 1.0))
+    assert list(tokens.stream(1, 6, seed=2)) == tokens.generate(1, 6, seed=2).tolist()
+    for options in ({}, {"stop": " "}, {"stop_strings": ["ab", "d "]}):
+        for seed in range(4):
+            made = text.generate("a", 30, seed=seed, **options)
+            assert "".join(text.stream("a", 30, seed=seed, **options)) == made
+    stream = tokens.stream(1, 1 << 20)
+    next(stream)
+    stream.close()  # and so the native loop ends
+    for call, message in (
+        (lambda: tokens.stream([1, 2], 3), "x must be one input of a model with tokens"),
+        (lambda: tiny("vector").stream(np.zeros(3), 3), "x must be one input of a model with tokens"),
+        (lambda: tokens.stream(1, 3, top_p=1.5), "top_p must be"),
+        (lambda: tokens.stream(1, -1), "steps must be at least 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()  # not at the first token
+
+
+def test_hooks(rng):
+    model = tiny("vector to tokens")
+    x, _ = data(model, rng)
+    seen = []
+
+    def even(rows, so_far):
+        seen.append((rows.tolist(), [len(ids) for ids in so_far]))
+        return np.tile([True, False, True, False, True], (len(rows), 1))
+
+    def not_zero(rows, so_far, logits):
+        logits[:, 0] = -np.inf
+
+    made = np.concatenate(model.generate(x, 8, token_mask=even, processor=not_zero))
+    assert set(made.tolist()) == {2, 4}
+    assert seen[:2] == [([0, 1, 2, 3], [0] * 4), ([0, 1, 2, 3], [1] * 4)]
+    assert set(model.stream(x[0], 30, token_mask=even, processor=not_zero)) == {2, 4}
+    values = tiny("vector")
+    with pytest.raises(ValueError, match="token_mask, seed cannot be given: it is for tokens"):
+        values.generate(data(values, rng)[0], 3, token_mask=even, seed=1)
+
+
 def test_nothing_to_generate(rng):
     values, tokens = tiny("vector"), tiny("label to tokens")
     assert values.generate(np.zeros((0, 3)), 5).shape == (0, 5, 2)

@@ -410,15 +410,28 @@ def test_samples_say_all_of_their_tokens():
     assert (stopped.text, stopped.finish) == ("aaa", "stop_string")
 
 
-def test_bahdanau_beam_keeps_probable_targets():
-    """The best of many beams is no worse than the best of few, by the model's own score."""
-    model = random_model(bidirectional=True, attention="bahdanau")
-    for source, _ in reversals(6):
-        few, many = (
-            model.beam_search(source, width=width, length_penalty=0.0, max_new_tokens=10)[0].score
-            for width in (1, 64)
-        )
-        assert many >= few
+def test_drawn_translations_come_in_pieces():
+    model = random_model(attention="general")
+    sources = ["abc", "h", "gfe", "dd"]
+    for options in ({}, {"stop_strings": ["a", "bc"]}):
+        texts = dict.fromkeys(range(8), "")
+
+        def on_text(row, piece, texts=texts):
+            texts[row] += piece
+
+        arguments = {"max_new_tokens": 9, "seed": 3, **options}
+        made = model.sample(sources, num_sequences=2, batch_size=3, on_text=on_text, **arguments)
+        assert [*texts.values()] == [one.text for one in made]
+        for n, source in enumerate(sources):
+            arguments["seed"] = 3 + n
+            assert "".join(model.stream_sample(source, **arguments)) == model.generate(source, **arguments)
+    for call, message in (
+        (lambda: model.stream_sample(""), "stream_sample: the source is empty"),
+        (lambda: model.stream_sample("a", top_p=1.5), "top_p must be"),
+        (lambda: model.stream_sample(["a"]), "source must be a str, got list"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            call()  # not at the first piece
 
 
 def test_unknown_and_empty_sources_are_named():
@@ -605,6 +618,7 @@ def test_a_copy_does_not_share_parameters():
     import copy
 
     model = Seq2Seq(SHARED, hidden_size=6, share_embedding=True)
+    model.translate("ab", max_new_tokens=2)  # what is packed for it is no part of a copy
     other = copy.deepcopy(model)
     assert other.decoder.embedding is other.encoder.embedding
     other.parameters[:] = 0

@@ -387,7 +387,11 @@ def test_logits_that_are_not_numbers(value):
         ({"repetition_penalty": np.nan}, ValueError, "repetition_penalty must be"),
         ({"no_repeat_ngram_size": -1}, ValueError, "no_repeat_ngram_size must be"),
         ({"forced_tokens": [1]}, TypeError, r"forced_tokens must be a dict, got \[1\]"),
-        ({"forced_tokens": {9: 1}}, ValueError, "a key of forced_tokens must be an int in 0 .. 8, got 9"),
+        (
+            {"forced_tokens": {9: 1}},
+            ValueError,
+            "forced_tokens must have keys that are ints in 0 .. 8, got 9",
+        ),
         ({"forced_tokens": {0: 11}}, ValueError, "forced_tokens must lie in 0 .. 10, got 11"),
         ({"forced_tokens": {0: 3}, "banned_tokens": [3]}, ValueError, "forced_tokens must not be banned"),
     ],

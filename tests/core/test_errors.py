@@ -354,6 +354,7 @@ def test_prompt_lengths_must_sum_to_the_prompts(lengths):
         *[("SamplingOptions", "num_sequences", value) for value in (0, 2**20 + 1)],
         ("SamplingOptions", "top_log_probabilities", -1),
         *[("SamplingOptions", "forced_tokens", value) for value in ({-1: 0}, {5: 0}, {0: 3})],
+        *[("SamplingOptions", name, [0, -1]) for name in ("stop_tokens", "banned_tokens")],
         ("SamplingOptions", "stop_strings", [b"a", b""]),
         *[("TokenTexts", "line_end", value) for value in (-2, 2)],
     ],
@@ -375,6 +376,20 @@ def test_options_out_of_range(function, argument, bad):
 def test_options_of_the_wrong_kind(function, argument):
     for bad in ("text", None, [1]):
         wrong_kind(function, argument, bad)
+
+
+@pytest.mark.parametrize(
+    ("argument", "bad"),
+    [
+        *[(name, "text") for name in ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty")],
+        *[(name, 2.0) for name in ("max_new_tokens", "min_new_tokens", "top_k", "num_sequences")],
+        *[(name, True) for name in ("top_log_probabilities", "no_repeat_ngram_size", "temperature")],
+        *[(name, bad) for name in ("stop_tokens", "banned_tokens") for bad in (3, "ab", [1.5])],
+        *[("forced_tokens", bad) for bad in ([1], {"a": 1}, {0: "a"})],
+    ],
+)
+def test_sampling_options_of_the_wrong_kind(argument, bad):
+    refused("SamplingOptions", argument, bad, error=TypeError)
 
 
 @pytest.mark.parametrize("tape", ["", "fulll", "none"])
@@ -402,7 +417,6 @@ def test_callback_must_be_callable(argument):
     "options",
     [
         {"stop_tokens": [7]},
-        {"stop_tokens": [0, -1]},
         {"banned_tokens": [7]},
         {"forced_tokens": {0: 7}},
         {"top_log_probabilities": 8},

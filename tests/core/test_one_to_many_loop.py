@@ -426,5 +426,8 @@ def test_errors_of_values():
     with pytest.raises(ValueError, match="packed must have one direction"):
         replace(c, m=both).run()
     low = cases.model(3, 7, compute_dtype="bfloat16")
-    with pytest.raises(ValueError, match="packed must be packed for the type of its parameters"):
+    with pytest.raises(ValueError, match="packed and output must be packed for the type of their parameters"):
         replace(c, m=low).run()
+    output = _core.linear_pack(c.weight, c.bias, compute_dtype="bfloat16")
+    with pytest.raises(ValueError, match="packed and output must be packed for the type of their parameters"):
+        _core.one_to_many(c.m.packed, output, c.first, c.targets, feedback="output")

@@ -8,99 +8,46 @@ namespace fusedlstm {
 namespace {
 
 constexpr const char* kFunction = "beam_search";
-constexpr int64_t kMost = int64_t{1} << 30;
 constexpr double kSteepest = 30;  // (2^30)^30 is still a double
 
-std::string got(const py::handle& value) { return ", got " + std::string(py::repr(value)); }
-
-int64_t integer(const py::handle& value, const std::string& name, int64_t low, int64_t high) {
-  const std::string wanted =
-      name + " must be an int in " + std::to_string(low) + " .. " + std::to_string(high) + got(value);
-  if (PyBool_Check(value.ptr()) || !PyIndex_Check(value.ptr()))
-    throw py::type_error(std::string(kFunction) + ": " + wanted);
-  const auto whole = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
-  if (!whole) throw py::error_already_set();
-  int overflow = 0;
-  const int64_t number = PyLong_AsLongLongAndOverflow(whole.ptr(), &overflow);
-  require(!overflow && number >= low && number <= high, kFunction, wanted);
-  return number;
-}
-
-double number(const py::handle& value, const std::string& name) {
-  const PyNumberMethods* methods = Py_TYPE(value.ptr())->tp_as_number;
-  if (PyBool_Check(value.ptr()) || !methods || !(methods->nb_float || methods->nb_index))
-    throw py::type_error(std::string(kFunction) + ": " + name + " must be a number" + got(value));
-  const double x = PyFloat_AsDouble(value.ptr());
-  if (x == -1 && PyErr_Occurred()) throw py::error_already_set();
-  return x;
-}
-
-int32_t token_id(const py::handle& value, const std::string& name) {
-  return static_cast<int32_t>(integer(value, name, 0, std::numeric_limits<int32_t>::max()));
-}
-
-// Ascending, each once.
-std::vector<int32_t> token_ids(const py::handle& value, const std::string& name) {
-  if (!py::isinstance<py::iterable>(value) || py::isinstance<py::str>(value))
-    throw py::type_error(std::string(kFunction) + ": " + name + " must be token ids" + got(value));
-  std::vector<int32_t> ids;
-  for (const py::handle id : value) ids.push_back(token_id(id, name));
-  std::sort(ids.begin(), ids.end());
-  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
-  return ids;
-}
-
-PyBeamOptions make_options(const py::object& width, const py::object& num_return, const py::object& groups,
-                           const py::object& diversity_strength, const py::object& max_new_tokens,
-                           const py::object& min_new_tokens, const py::object& length_penalty,
-                           const py::object& length_penalty_form, const py::object& early_stopping,
-                           const py::object& stop_tokens, const py::object& banned_tokens,
-                           const py::object& forced_tokens, const py::object& repetition_penalty,
-                           const py::object& no_repeat_ngram_size) {
+PyBeamOptions make_beam_options(const py::object& width, const py::object& num_return,
+                                const py::object& groups, const py::object& diversity_strength,
+                                const py::object& max_new_tokens, const py::object& min_new_tokens,
+                                const py::object& length_penalty, const py::object& length_penalty_form,
+                                const py::object& early_stopping, const py::object& stop_tokens,
+                                const py::object& banned_tokens, const py::object& forced_tokens,
+                                const py::object& repetition_penalty,
+                                const py::object& no_repeat_ngram_size) {
   using LengthPenalty = BeamOptions::LengthPenalty;
   using EarlyStopping = BeamOptions::EarlyStopping;
-  BeamOptions o;
-  Constraints& c = o.constraints;
-  o.width = integer(width, "width", 1, 1 << 16);
-  o.num_return = integer(num_return, "num_return", 1, o.width);
-  o.groups = integer(groups, "groups", 1, o.width);
-  require(o.width % o.groups == 0, kFunction,
-          "groups must divide width=" + std::to_string(o.width) + got(groups));
-  o.diversity_strength = number(diversity_strength, "diversity_strength");
-  require(o.diversity_strength >= 0 && std::isfinite(o.diversity_strength), kFunction,
-          "diversity_strength must be a finite number >= 0" + got(diversity_strength));
-  require(o.diversity_strength == 0 || o.groups > 1, kFunction,
-          "diversity_strength needs more than one group" + got(diversity_strength));
-  o.max_new_tokens = integer(max_new_tokens, "max_new_tokens", 1, kMost);
-  c.min_new_tokens = integer(min_new_tokens, "min_new_tokens", 0, o.max_new_tokens);
-  o.length_penalty = number(length_penalty, "length_penalty");
-  require(std::abs(o.length_penalty) <= kSteepest, kFunction,
-          "length_penalty must be a number in -30 .. 30" + got(length_penalty));
+  const OptionReader read(kFunction);
   const auto is = [](const py::handle& value, const char* name) {
     return py::isinstance<py::str>(value) && value.cast<std::string>() == name;
   };
-  require(is(length_penalty_form, "plain") || is(length_penalty_form, "gnmt"), kFunction,
-          "length_penalty_form must be 'plain' or 'gnmt'" + got(length_penalty_form));
+  BeamOptions o;
+  o.width = read.integer(width, "width", 1, 1 << 16);
+  o.num_return = read.integer(num_return, "num_return", 1, o.width);
+  o.groups = read.integer(groups, "groups", 1, o.width);
+  read.check(o.width % o.groups == 0, "groups must divide width=" + std::to_string(o.width), groups);
+  o.diversity_strength = read.number(diversity_strength, "diversity_strength");
+  read.check(o.diversity_strength >= 0 && std::isfinite(o.diversity_strength),
+             "diversity_strength must be a finite number >= 0", diversity_strength);
+  read.check(o.diversity_strength == 0 || o.groups > 1, "diversity_strength needs more than one group",
+             diversity_strength);
+  o.max_new_tokens = read.integer(max_new_tokens, "max_new_tokens", 1, kMostTokens);
+  o.constraints = read.constraints(o.max_new_tokens, min_new_tokens, stop_tokens, banned_tokens,
+                                   forced_tokens, repetition_penalty, no_repeat_ngram_size);
+  o.length_penalty = read.number(length_penalty, "length_penalty");
+  read.check(std::abs(o.length_penalty) <= kSteepest, "length_penalty must be a number in -30 .. 30",
+             length_penalty);
+  read.check(is(length_penalty_form, "plain") || is(length_penalty_form, "gnmt"),
+             "length_penalty_form must be 'plain' or 'gnmt'", length_penalty_form);
   o.length_penalty_form = is(length_penalty_form, "gnmt") ? LengthPenalty::kGnmt : LengthPenalty::kPlain;
-  require(PyBool_Check(early_stopping.ptr()) || is(early_stopping, "never"), kFunction,
-          "early_stopping must be True, False or 'never'" + got(early_stopping));
+  read.check(PyBool_Check(early_stopping.ptr()) || is(early_stopping, "never"),
+             "early_stopping must be True, False or 'never'", early_stopping);
   o.early_stopping = is(early_stopping, "never")       ? EarlyStopping::kNever
                      : early_stopping.ptr() == Py_True ? EarlyStopping::kTrue
                                                        : EarlyStopping::kFalse;
-  c.stop_tokens = token_ids(stop_tokens, "stop_tokens");
-  c.banned_tokens = token_ids(banned_tokens, "banned_tokens");
-  if (!py::isinstance<py::dict>(forced_tokens))
-    throw py::type_error(std::string(kFunction) + ": forced_tokens must be a dict" + got(forced_tokens));
-  for (const auto& [index, token] : py::reinterpret_borrow<py::dict>(forced_tokens)) {
-    const int64_t at = integer(index, "a key of forced_tokens", 0, o.max_new_tokens - 1);
-    c.forced_tokens[at] = token_id(token, "forced_tokens");
-    require(!std::binary_search(c.banned_tokens.begin(), c.banned_tokens.end(), c.forced_tokens[at]),
-            kFunction, "forced_tokens must not be banned" + got(token));
-  }
-  c.repetition_penalty = number(repetition_penalty, "repetition_penalty");
-  require(c.repetition_penalty > 0 && std::isfinite(c.repetition_penalty), kFunction,
-          "repetition_penalty must be a finite number > 0" + got(repetition_penalty));
-  c.no_repeat_ngram_size = integer(no_repeat_ngram_size, "no_repeat_ngram_size", 0, kMost);
   return {o};
 }
 
@@ -158,7 +105,7 @@ void bind_beam(py::module_& m) {
   const BeamOptions o;
   const Constraints& c = o.constraints;
   py::class_<PyBeamOptions>(m, "BeamOptions")
-      .def(py::init(&make_options), py::kw_only(), py::arg("width") = o.width,
+      .def(py::init(&make_beam_options), py::kw_only(), py::arg("width") = o.width,
            py::arg("num_return") = o.num_return, py::arg("groups") = o.groups,
            py::arg("diversity_strength") = o.diversity_strength, py::arg("max_new_tokens"),
            py::arg("min_new_tokens") = c.min_new_tokens, py::arg("length_penalty") = o.length_penalty,

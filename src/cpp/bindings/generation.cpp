@@ -1,6 +1,8 @@
 #include "bindings/generation.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace fusedlstm {
 
@@ -26,6 +28,72 @@ void check_options(const SamplingOptions& options, ptrdiff_t V, const char* func
                 std::to_string(options.token_texts->text.size()));
 }
 
+void OptionReader::check(bool valid, const std::string& wanted, const py::handle& value) const {
+  require(valid, function_, wanted + ", got " + std::string(py::repr(value)));
+}
+
+int64_t OptionReader::integer(const py::handle& value, const std::string& name, int64_t low, int64_t high,
+                              const char* be) const {
+  const std::string wanted =
+      name + " must " + be + " in " + std::to_string(low) + " .. " + std::to_string(high);
+  if (PyBool_Check(value.ptr()) || !PyIndex_Check(value.ptr()))
+    throw py::type_error(std::string(function_) + ": " + wanted + ", got " + std::string(py::repr(value)));
+  const auto whole = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
+  if (!whole) throw py::error_already_set();
+  int overflow = 0;
+  const int64_t number = PyLong_AsLongLongAndOverflow(whole.ptr(), &overflow);
+  check(!overflow && number >= low && number <= high, wanted, value);
+  return number;
+}
+
+double OptionReader::number(const py::handle& value, const std::string& name) const {
+  const PyNumberMethods* methods = Py_TYPE(value.ptr())->tp_as_number;
+  if (PyBool_Check(value.ptr()) || !methods || !(methods->nb_float || methods->nb_index))
+    throw py::type_error(std::string(function_) + ": " + name + " must be a number, got " +
+                         std::string(py::repr(value)));
+  const double x = PyFloat_AsDouble(value.ptr());
+  if (x == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return x;
+}
+
+std::vector<int32_t> OptionReader::token_ids(const py::handle& value, const std::string& name) const {
+  if (!py::isinstance<py::iterable>(value) || py::isinstance<py::str>(value))
+    throw py::type_error(std::string(function_) + ": " + name + " must be token ids, got " +
+                         std::string(py::repr(value)));
+  std::vector<int32_t> ids;
+  for (const py::handle id : value)
+    ids.push_back(static_cast<int32_t>(integer(id, name, 0, std::numeric_limits<int32_t>::max())));
+  std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  return ids;
+}
+
+Constraints OptionReader::constraints(int64_t max_new_tokens, const py::handle& min_new_tokens,
+                                      const py::handle& stop_tokens, const py::handle& banned_tokens,
+                                      const py::handle& forced_tokens, const py::handle& repetition_penalty,
+                                      const py::handle& no_repeat_ngram_size) const {
+  Constraints c;
+  c.min_new_tokens = integer(min_new_tokens, "min_new_tokens", 0, max_new_tokens);
+  c.stop_tokens = token_ids(stop_tokens, "stop_tokens");
+  c.banned_tokens = token_ids(banned_tokens, "banned_tokens");
+  if (!py::isinstance<py::dict>(forced_tokens))
+    throw py::type_error(std::string(function_) + ": forced_tokens must be a dict, got " +
+                         std::string(py::repr(forced_tokens)));
+  for (const auto& [index, token] : py::reinterpret_borrow<py::dict>(forced_tokens)) {
+    const int64_t at = integer(index, "forced_tokens", 0, max_new_tokens - 1, "have keys that are ints");
+    const int32_t id =
+        static_cast<int32_t>(integer(token, "forced_tokens", 0, std::numeric_limits<int32_t>::max()));
+    check(!std::binary_search(c.banned_tokens.begin(), c.banned_tokens.end(), id),
+          "forced_tokens must not be banned", token);
+    c.forced_tokens[at] = id;
+  }
+  c.repetition_penalty = number(repetition_penalty, "repetition_penalty");
+  check(c.repetition_penalty > 0 && std::isfinite(c.repetition_penalty),
+        "repetition_penalty must be a finite number > 0", repetition_penalty);
+  c.no_repeat_ngram_size = integer(no_repeat_ngram_size, "no_repeat_ngram_size", 0, kMostTokens);
+  return c;
+}
+
 void check_callable(const py::object& object, const char* function, const char* argument) {
   if (!PyCallable_Check(object.ptr()))
     throw py::type_error(std::string(function) + ": " + argument + " must be callable, got " +
@@ -47,64 +115,37 @@ py::object finish_name(Finish finish) {
 
 namespace {
 
-constexpr const char* kOptions = "SamplingOptions";
-
-std::shared_ptr<SamplingOptions> make_options(
-    int64_t max_new_tokens, int64_t min_new_tokens, bool greedy, double temperature, int64_t top_k,
-    double top_p, double min_p, double typical_p, double repetition_penalty, int64_t no_repeat_ngram_size,
-    std::vector<int32_t> banned_tokens, std::map<int64_t, int32_t> forced_tokens,
-    std::vector<int32_t> stop_tokens, std::vector<std::string> stop_strings,
-    std::shared_ptr<TokenTexts> token_texts, int64_t num_sequences, int64_t top_log_probabilities) {
-  const auto check = [](bool valid, const std::string& wanted, const py::object& got) {
-    require(valid, kOptions, wanted + ", got " + std::string(py::repr(got)));
-  };
-  const auto check_number = [&](double value, bool valid, const char* wanted) {
-    check(valid && std::isfinite(value), wanted, py::float_(value));
-  };
-  const auto check_count = [&](int64_t value, int64_t least, const std::string& name, int most = 30) {
-    check(value >= least && value <= 1 << most,
-          name + " must be >= " + std::to_string(least) + " and <= 2**" + std::to_string(most),
-          py::int_(value));
-  };
-  check_count(max_new_tokens, 0, "max_new_tokens");
-  check_count(min_new_tokens, 0, "min_new_tokens");
-  check(min_new_tokens <= max_new_tokens,
-        "min_new_tokens must be <= max_new_tokens = " + std::to_string(max_new_tokens),
-        py::int_(min_new_tokens));
-  check_number(temperature, temperature > 0,
-               "temperature must be a finite number > 0 (greedy=True is the limit at 0)");
-  check(top_k >= 0, "top_k must be >= 0 (0 keeps all)", py::int_(top_k));
-  check_number(top_p, top_p > 0 && top_p <= 1, "top_p must be in (0, 1]");
-  check_number(min_p, min_p >= 0 && min_p < 1, "min_p must be in [0, 1)");
-  check_number(typical_p, typical_p > 0 && typical_p <= 1, "typical_p must be in (0, 1]");
-  check_number(repetition_penalty, repetition_penalty > 0, "repetition_penalty must be a finite number > 0");
-  check_count(no_repeat_ngram_size, 0, "no_repeat_ngram_size");
-  check_count(num_sequences, 1, "num_sequences", 20);
-  check_count(top_log_probabilities, 0, "top_log_probabilities");
-  for (const auto& [index, token] : forced_tokens) {
-    check(index >= 0 && index < max_new_tokens,
-          "forced_tokens must have keys in [0, max_new_tokens = " + std::to_string(max_new_tokens) + ")",
-          py::int_(index));
-    check(std::find(banned_tokens.begin(), banned_tokens.end(), token) == banned_tokens.end(),
-          "forced_tokens must not be banned", py::int_(token));
-  }
+std::shared_ptr<SamplingOptions> make_sampling_options(
+    const py::object& max_new_tokens, const py::object& min_new_tokens, bool greedy,
+    const py::object& temperature, const py::object& top_k, const py::object& top_p, const py::object& min_p,
+    const py::object& typical_p, const py::object& repetition_penalty, const py::object& no_repeat_ngram_size,
+    const py::object& banned_tokens, const py::object& forced_tokens, const py::object& stop_tokens,
+    std::vector<std::string> stop_strings, std::shared_ptr<TokenTexts> token_texts,
+    const py::object& num_sequences, const py::object& top_log_probabilities) {
+  const OptionReader read("SamplingOptions");
+  SamplingOptions o;
+  o.max_new_tokens = read.integer(max_new_tokens, "max_new_tokens", 0, kMostTokens);
+  o.constraints = read.constraints(o.max_new_tokens, min_new_tokens, stop_tokens, banned_tokens,
+                                   forced_tokens, repetition_penalty, no_repeat_ngram_size);
+  o.greedy = greedy;
+  o.temperature = read.number(temperature, "temperature");
+  read.check(o.temperature > 0 && std::isfinite(o.temperature),
+             "temperature must be a finite number > 0 (greedy=True is the limit at 0)", temperature);
+  o.top_k = read.integer(top_k, "top_k", 0, kMostTokens);
+  o.top_p = read.number(top_p, "top_p");
+  read.check(o.top_p > 0 && o.top_p <= 1, "top_p must be in (0, 1]", top_p);
+  o.min_p = read.number(min_p, "min_p");
+  read.check(o.min_p >= 0 && o.min_p < 1, "min_p must be in [0, 1)", min_p);
+  o.typical_p = read.number(typical_p, "typical_p");
+  read.check(o.typical_p > 0 && o.typical_p <= 1, "typical_p must be in (0, 1]", typical_p);
   for (const std::string& stop : stop_strings)
-    check(!stop.empty(), "stop_strings must not be empty", py::bytes(stop));
-  check(stop_strings.empty() || token_texts, "token_texts must be given with stop_strings", py::none());
-  return std::make_shared<SamplingOptions>(
-      SamplingOptions{{repetition_penalty, no_repeat_ngram_size, min_new_tokens, std::move(banned_tokens),
-                       std::move(forced_tokens), std::move(stop_tokens)},
-                      max_new_tokens,
-                      greedy,
-                      temperature,
-                      top_k,
-                      top_p,
-                      min_p,
-                      typical_p,
-                      std::move(stop_strings),
-                      std::move(token_texts),
-                      num_sequences,
-                      top_log_probabilities});
+    read.check(!stop.empty(), "stop_strings must not be empty", py::bytes(stop));
+  read.check(stop_strings.empty() || token_texts, "token_texts must be given with stop_strings", py::none());
+  o.stop_strings = std::move(stop_strings);
+  o.token_texts = std::move(token_texts);
+  o.num_sequences = read.integer(num_sequences, "num_sequences", 1, 1 << 20);
+  o.top_log_probabilities = read.integer(top_log_probabilities, "top_log_probabilities", 0, kMostTokens);
+  return std::make_shared<SamplingOptions>(std::move(o));
 }
 
 std::shared_ptr<TokenTexts> make_texts(std::vector<std::string> texts, std::string separator,
@@ -123,7 +164,7 @@ void bind_generation(py::module_& m) {
             py::arg("line_end") = -1);
 
   py::class_<SamplingOptions, std::shared_ptr<SamplingOptions>> options(m, "SamplingOptions");
-  options.def(py::init(&make_options), py::kw_only(), py::arg("max_new_tokens"),
+  options.def(py::init(&make_sampling_options), py::kw_only(), py::arg("max_new_tokens"),
               py::arg("min_new_tokens") = 0, py::arg("greedy") = false, py::arg("temperature") = 1.0,
               py::arg("top_k") = 0, py::arg("top_p") = 1.0, py::arg("min_p") = 0.0,
               py::arg("typical_p") = 1.0, py::arg("repetition_penalty") = 1.0,

@@ -12,6 +12,28 @@
 
 namespace fusedlstm {
 
+constexpr int64_t kMostTokens = int64_t{1} << 30;
+
+// Options from Python, each by itself: a TypeError or ValueError names function and option, and says what was
+// wanted and what came.
+class OptionReader {
+ public:
+  explicit OptionReader(const char* function) : function_(function) {}
+
+  void check(bool valid, const std::string& wanted, const py::handle& value) const;
+  int64_t integer(const py::handle& value, const std::string& name, int64_t low, int64_t high,
+                  const char* be = "be an int") const;
+  double number(const py::handle& value, const std::string& name) const;
+  std::vector<int32_t> token_ids(const py::handle& value, const std::string& name) const;  // ascending
+  Constraints constraints(int64_t max_new_tokens, const py::handle& min_new_tokens,
+                          const py::handle& stop_tokens, const py::handle& banned_tokens,
+                          const py::handle& forced_tokens, const py::handle& repetition_penalty,
+                          const py::handle& no_repeat_ngram_size) const;
+
+ private:
+  const char* function_;
+};
+
 struct GenerationArguments {
   std::shared_ptr<const SamplingOptions> options;
   py::object seeds, on_tokens, processor, token_mask;

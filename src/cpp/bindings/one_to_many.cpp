@@ -9,8 +9,8 @@ namespace {
 template <class T>
 void require_fits(const PackedWeights<T>& lstm, const PackedLinear<T>& output, const char* function) {
   require(!lstm.shape.bidirectional, function, "packed must have one direction, got a bidirectional one");
-  require(lstm.compute == Compute::kFull, function,
-          "packed must be packed for the type of its parameters, got lower precision");
+  require(lstm.compute == Compute::kFull && output.compute == Compute::kFull, function,
+          "packed and output must be packed for the type of their parameters, got lower precision");
   require(output.inputs == lstm.shape.hidden_size, function,
           "output must take H=" + std::to_string(lstm.shape.hidden_size) + " inputs, got " +
               std::to_string(output.inputs));
@@ -185,8 +185,8 @@ struct PyTokenDecoder {
   EitherType<LanguageModelDecoder> decoder;
 };
 
-PyTokenDecoder make_decoder(const PyPackedLSTM& packed, const py::object& embedding_arg,
-                            const PyPackedLinear& output) {
+PyTokenDecoder make_token_decoder(const PyPackedLSTM& packed, const py::object& embedding_arg,
+                                  const PyPackedLinear& output) {
   constexpr const char* function = "OneToManyDecoder";
   require_same_type(packed, output, function);
   return with_type(packed.lstm.type, [&](auto zero) {
@@ -234,7 +234,7 @@ PyGeneration generate_tokens(const PyTokenDecoder& self, const py::object& first
 
 void bind_one_to_many(py::module_& m) {
   py::class_<PyTokenDecoder> decoder(m, "OneToManyDecoder");
-  decoder.def(py::init(&make_decoder), py::arg("packed"), py::arg("embedding"), py::arg("output"));
+  decoder.def(py::init(&make_token_decoder), py::arg("packed"), py::arg("embedding"), py::arg("output"));
   decoder.def("generate", &generate_tokens, py::arg("first"), py::arg("options"), py::kw_only(),
               py::arg("seeds"), py::arg("h0") = py::none(), py::arg("c0") = py::none(),
               py::arg("inputs") = py::none(), py::arg("on_tokens") = py::none(),

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <utility>
 
-#include "lstm/low_precision.h"
 #include "runtime/products.h"
+#include "runtime/profiler.h"
 
 namespace fusedlstm {
 
@@ -49,14 +49,12 @@ AttentionRows<T>::AttentionRows(const AttentionDecoder<T>& model, ptrdiff_t capa
     : model_(model),
       capacity_(capacity),
       S_(S),
-      L_(model.shape().num_layers),
       H_(model.shape().hidden_size),
-      pitch_(row_pitch<T>(H_)),
-      gates_pitch_(4 * model.shape().hidden_padded()),
+      layers_(model.lstm(), capacity),
       source_(static_cast<size_t>(capacity)),
       source_next_(static_cast<size_t>(capacity)),
-      gates_(capacity * gates_pitch_),
-      fed_(Buffer<T>::zeros(capacity * model.fed())) {
+      fed_(Buffer<T>::zeros(capacity * model.fed())),
+      low_output_(model.output().compute, capacity, model.output().inputs) {
   const PackedAttention<T>& attention = model.attention();
   if (!attention.none()) memory_ = SourceMemory<T>(attention, N, S, memory, lengths, false, poll);
   if (attention.covers()) coverage_ = Buffer<T>::zeros(capacity * S);
@@ -69,15 +67,7 @@ AttentionRows<T>::AttentionRows(const AttentionDecoder<T>& model, ptrdiff_t capa
   moved_ = Buffer<T>(capacity * std::max(model.feeding() ? attention.O : 0, attention.covers() ? S : 0));
   for (ptrdiff_t j = 0; j < capacity; ++j)
     source_[static_cast<size_t>(j)] = static_cast<int32_t>(std::min(j, std::max<ptrdiff_t>(N - 1, 0)));
-  for (ptrdiff_t layer = 0; layer < L_; ++layer) {
-    for (std::vector<Buffer<T>>* state : {&h_, &h_next_, &c_})
-      state->push_back(Buffer<T>::zeros(capacity * pitch_));
-    for (ptrdiff_t n = 0; n < N; ++n) {
-      const ptrdiff_t from = (layer * N + n) * H_;
-      if (initial.h0) std::copy_n(initial.h0 + from, H_, h_.back().data() + n * pitch_);
-      if (initial.c0) std::copy_n(initial.c0 + from, H_, c_.back().data() + n * pitch_);
-    }
-  }
+  layers_.set(0, N, initial.h0, initial.c0);
 }
 
 // From h of the last layer to the weights and contexts of all rows; waits for all threads before, if need be,
@@ -87,8 +77,8 @@ void AttentionRows<T>::attend_share(Team& team, ptrdiff_t count) {
   const Scope scope(Phase::kAttention);
   const PackedAttention<T>& attention = model_.attention();
   const ptrdiff_t A = attention.A, joined = attention.M + H_;
-  const T* query = h_.back().data();
-  ptrdiff_t query_row = pitch_;
+  const T* query = layers_.h();
+  ptrdiff_t query_row = layers_.pitch();
   if (attention.additive()) {
     gemm_share<T>(kernels(),
                   {.M = count,
@@ -122,70 +112,6 @@ void AttentionRows<T>::attend_share(Team& team, ptrdiff_t count) {
 }
 
 template <class T>
-void AttentionRows<T>::layers_share(Team& team, ptrdiff_t count, const int32_t* tokens) {
-  const PackedWeights<T>& lstm = model_.lstm();
-  const Kernels<T>& k = kernels();
-  const ptrdiff_t H_pad = lstm.shape.hidden_padded(), F = model_.fed();
-  const Share units = share_of(H_pad, team.thread(), team.threads(), ptrdiff_t{2} * k.lanes);
-  for (ptrdiff_t layer = 0; layer < L_; ++layer) {
-    const size_t l = static_cast<size_t>(layer);
-    const PackedLayer<T>& packed = lstm.layers[l];
-    const bool first = layer == 0;
-    // What is added to the input: W x of fed values on the row of the table, or of the layer below.
-    const T* const x = first ? fed_.data() : h_[l - 1].data();
-    const ptrdiff_t inputs = first ? F : packed.inputs, x_row = first ? F : pitch_;
-    const T* const weights = first ? model_.fed_panels() : packed.input.data();
-    CellForward<T> cell{.M = count,
-                        .H = H_,
-                        .H_pad = H_pad,
-                        .unit_begin = units.begin,
-                        .unit_end = units.end,
-                        .h_prev = h_[l].data(),
-                        .h_row = pitch_,
-                        .recurrent = packed.recurrent.data(),
-                        .input = gates_.data(),
-                        .input_row = gates_pitch_,
-                        .gates = nullptr,
-                        .gates_row = 0,
-                        .c_prev = c_[l].data(),
-                        .c = c_[l].data(),
-                        .c_row = pitch_,
-                        .h = h_next_[l].data()};
-    const Scope scope(Phase::kStep, layer, [&] { return step_work(cell, inputs, Compute::kFull); });
-    if (count == 1) {
-      cell.input = first ? model_.table_row(tokens[0]) : packed.bias.data();
-      k.step_forward({.cell = cell, .I = inputs, .x = x, .x_row = x_row, .weights = weights});
-    } else {
-      if (first) {
-        const Share rows = share_of(count, team.thread(), team.threads());
-        for (ptrdiff_t j = rows.begin; j < rows.end; ++j)
-          std::copy_n(model_.table_row(tokens[j]), gates_pitch_, gates_.data() + j * gates_pitch_);
-        team.barrier();
-      }
-      if (inputs > 0) {
-        gemm_share<T>(k,
-                      {.M = count,
-                       .N = gates_pitch_,
-                       .K = inputs,
-                       .a = x,
-                       .a_row = x_row,
-                       .b = weights,
-                       .init = first ? gates_.data() : packed.bias.data(),
-                       .init_row = first ? gates_pitch_ : 0,
-                       .c = gates_.data(),
-                       .c_row = gates_pitch_},
-                      team);
-        team.barrier();
-      }
-      k.cell_forward(cell);
-    }
-    team.barrier();
-    if (team.thread() == 0) std::swap(h_[l], h_next_[l]);
-    team.barrier();
-  }
-}
-
-template <class T>
 void AttentionRows<T>::step_share(Team& team, ptrdiff_t count, const int32_t* tokens, T* logits) {
   const PackedAttention<T>& attention = model_.attention();
   const Kernels<T>& k = kernels();
@@ -197,12 +123,12 @@ void AttentionRows<T>::step_share(Team& team, ptrdiff_t count, const int32_t* to
       std::copy_n(joined_.data() + j * joined, M, fed_.data() + j * M);
     team.barrier();
   }
-  layers_share(team, count, tokens);
+  layers_.step_share(team, count, model_.first_input(tokens, fed_.data()));
   if (!attention.none()) {
     if (!bahdanau()) attend_share(team, count);
     const Scope scope(Phase::kAttention);
     for (ptrdiff_t j = rows.begin; j < rows.end; ++j)
-      std::copy_n(h_.back().data() + j * pitch_, H_, joined_.data() + j * joined + M);
+      std::copy_n(layers_.h() + j * layers_.pitch(), H_, joined_.data() + j * joined + M);
     team.barrier();
     gemm_share<T>(k,
                   {.M = count,
@@ -222,42 +148,22 @@ void AttentionRows<T>::step_share(Team& team, ptrdiff_t count, const int32_t* to
     if (model_.feeding()) std::copy_n(a, rows.size() * O, fed_.data() + rows.begin * O);
     team.barrier();
   }
-  const PackedLinear<T>& output = model_.output();
-  const Scope scope(Phase::kOutput, -1, [&] {
-    return product_work(count, output.outputs, O, sizeof(T), sizeof(T), team.threads());
-  });
-  gemm_share<T>(k,
-                {.M = count,
-                 .N = output.outputs,
-                 .K = O,
-                 .a = attention.none() ? h_.back().data() : outputs_.data(),
-                 .a_row = attention.none() ? pitch_ : O,
-                 .b = output.forward.data(),
-                 .init = output.bias.data(),
-                 .init_row = 0,
-                 .c = logits,
-                 .c_row = output.outputs},
-                team);
+  const T* const a = attention.none() ? layers_.h() : outputs_.data();
+  const ptrdiff_t a_row = attention.none() ? layers_.pitch() : O;
+  round_for_share(team, model_.output(), count, a, a_row, low_output_);
+  linear_share(team, model_.output(), count, a, a_row, low_output_, logits, vocabulary());
   team.barrier();
 }
 
 template <class T>
 void AttentionRows<T>::gather(ptrdiff_t count, const int32_t* from) {
-  const auto move = [&](Buffer<T>& rows, Buffer<T>& moved, ptrdiff_t n, ptrdiff_t pitch) {
-    for (ptrdiff_t j = 0; j < count; ++j)
-      std::copy_n(rows.data() + from[j] * pitch, n, moved.data() + j * pitch);
-  };
-  for (size_t l = 0; l < h_.size(); ++l)  // h_next is free between steps
-    for (Buffer<T>* state : {&c_[l], &h_[l]}) {
-      move(*state, h_next_[l], H_, pitch_);
-      std::swap(*state, h_next_[l]);
-    }
-  const auto move_back = [&](Buffer<T>& rows, ptrdiff_t n) {
-    move(rows, moved_, n, n);
+  layers_.gather(count, from);
+  const auto move = [&](Buffer<T>& rows, ptrdiff_t n) {
+    for (ptrdiff_t j = 0; j < count; ++j) std::copy_n(rows.data() + from[j] * n, n, moved_.data() + j * n);
     std::copy_n(moved_.data(), count * n, rows.data());
   };
-  if (model_.feeding()) move_back(fed_, model_.fed());
-  if (coverage_.size()) move_back(coverage_, S_);
+  if (model_.feeding()) move(fed_, model_.fed());
+  if (coverage_.size()) move(coverage_, S_);
   for (ptrdiff_t j = 0; j < count; ++j)
     source_next_[static_cast<size_t>(j)] = source_[static_cast<size_t>(from[j])];
   std::copy_n(source_next_.begin(), count, source_.begin());
@@ -265,13 +171,12 @@ void AttentionRows<T>::gather(ptrdiff_t count, const int32_t* from) {
 
 template <class T>
 ptrdiff_t AttentionRows<T>::state_size() const {
-  return 2 * L_ * H_ + (model_.feeding() ? model_.fed() : 0) + (coverage_.size() ? S_ : 0) + 1;
+  return layers_.state_size() + (model_.feeding() ? model_.fed() : 0) + (coverage_.size() ? S_ : 0) + 1;
 }
 
 template <class T>
 void AttentionRows<T>::save(ptrdiff_t row, T* state) const {
-  for (const std::vector<Buffer<T>>* layers : {&h_, &c_})
-    for (const Buffer<T>& rows : *layers) state = std::copy_n(rows.data() + row * pitch_, H_, state);
+  state = layers_.save(row, state);
   if (model_.feeding()) state = std::copy_n(fed_.data() + row * model_.fed(), model_.fed(), state);
   if (coverage_.size()) state = std::copy_n(coverage_.data() + row * S_, S_, state);
   *state = static_cast<T>(source_[static_cast<size_t>(row)]);
@@ -279,12 +184,11 @@ void AttentionRows<T>::save(ptrdiff_t row, T* state) const {
 
 template <class T>
 void AttentionRows<T>::load(ptrdiff_t row, const T* state) {
+  state = layers_.load(row, state);
   const auto take = [&](ptrdiff_t n, T* to) {
     std::copy_n(state, n, to);
     state += n;
   };
-  for (std::vector<Buffer<T>>* layers : {&h_, &c_})
-    for (Buffer<T>& rows : *layers) take(H_, rows.data() + row * pitch_);
   if (model_.feeding()) take(model_.fed(), fed_.data() + row * model_.fed());
   if (coverage_.size()) take(S_, coverage_.data() + row * S_);
   source_[static_cast<size_t>(row)] = static_cast<int32_t>(*state);

@@ -7,8 +7,8 @@
 #include <memory>
 #include <vector>
 
+#include "decode/layer_rows.h"
 #include "decode/step_model.h"
-#include "lstm/lstm.h"
 #include "ops/attention.h"
 
 namespace fusedlstm {
@@ -28,9 +28,10 @@ class AttentionDecoder {
   ptrdiff_t vocabulary() const { return output_->outputs; }
   bool feeding() const { return feeding_; }
   ptrdiff_t fed() const { return fed_; }  // F
-  // (4 H_pad): the first layer's bias and W x of a token's embedding
-  const T* table_row(int32_t token) const { return table_.data() + token * 4 * shape().hidden_padded(); }
-  const T* fed_panels() const { return fed_panels_.data(); }  // (F, 4 H_pad): W of what is fed back
+  // The first layer's W x + b of the embedding of each token, and W of what is fed back.
+  FirstInput<T> first_input(const int32_t* tokens, const T* fed) const {
+    return {table_.data(), tokens, fed_, fed, fed_panels_.data()};
+  }
   size_t bytes() const { return lstm_->bytes() + output_->bytes() + table_.bytes() + fed_panels_.bytes(); }
 
  private:
@@ -39,7 +40,8 @@ class AttentionDecoder {
   std::shared_ptr<const PackedLinear<T>> output_;
   bool feeding_;
   ptrdiff_t fed_;
-  Buffer<T> table_, fed_panels_;
+  Buffer<T> table_;       // (V, 4 H_pad)
+  Buffer<T> fed_panels_;  // (F, 4 H_pad)
 };
 
 // Values of each row that is fed back, of [e_t ; fed].
@@ -74,14 +76,12 @@ class AttentionRows final : public StepRows<T> {
  private:
   bool bahdanau() const { return model_.attention().kind == Attention::kBahdanau; }
   void attend_share(Team& team, ptrdiff_t count);
-  void layers_share(Team& team, ptrdiff_t count, const int32_t* tokens);
 
   const AttentionDecoder<T>& model_;
-  ptrdiff_t capacity_, S_, L_, H_, pitch_, gates_pitch_;
+  ptrdiff_t capacity_, S_, H_;
   SourceMemory<T> memory_;
+  LayerRows<T> layers_;
   std::vector<int32_t> source_, source_next_;  // by row
-  std::vector<Buffer<T>> h_, h_next_, c_;      // by layer: (capacity, H_pad)
-  Buffer<T> gates_;                            // (capacity, 4 H_pad)
   Buffer<T> fed_;                              // (capacity, F)
   Buffer<T> coverage_;                         // (capacity, S): before the next step
   Buffer<T> moved_;                            // of what gather moves
@@ -89,6 +89,7 @@ class AttentionRows final : public StepRows<T> {
   Buffer<T> weights_;                          // (capacity, S)
   Buffer<T> joined_;                           // (capacity, M + H): [context ; h]
   Buffer<T> outputs_;                          // (capacity, O)
+  LowRows low_output_;                         // what the output layer takes in low precision
 };
 
 }  // namespace fusedlstm

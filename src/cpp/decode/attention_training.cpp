@@ -3,31 +3,11 @@
 #include <algorithm>
 #include <utility>
 
+#include "decode/draw.h"
 #include "kernels/philox.h"
 
 namespace fusedlstm {
 namespace {
-
-// Two words to [0, 1)
-double uniform(uint32_t high, uint32_t low) {
-  return (static_cast<double>(high >> 5) * 67108864.0 + static_cast<double>(low >> 6)) * 0x1p-53;
-}
-
-// The first token, in the order of ids, at which the running sum of e^logit exceeds u times the total.
-// Overwrites the logits.
-template <class T>
-int32_t draw(const Kernels<T>& k, ptrdiff_t V, T* logits, double u) {
-  T largest;
-  const int32_t best = static_cast<int32_t>(std::max_element(logits, logits + V) - logits);
-  k.softmax_row(V, logits, T(1), logits, &largest);
-  double total = 0, sum = 0;
-  for (ptrdiff_t j = 0; j < V; ++j) total += static_cast<double>(logits[j]);
-  for (ptrdiff_t j = 0; j < V; ++j) {
-    sum += static_cast<double>(logits[j]);
-    if (sum > u * total) return static_cast<int32_t>(j);
-  }
-  return best;  // only when the logits are not numbers
-}
 
 // The slots of step s that are this thread's.
 template <class Body>
@@ -92,8 +72,11 @@ void AttentionTape<T>::plan_own_tokens(const AttentionBatch<T>& batch) {
     }
     most = std::max(most, own.size());
   }
-  own_rows_ = Buffer<T>(static_cast<ptrdiff_t>(most) * O_);
-  logits_ = Buffer<T>(static_cast<ptrdiff_t>(most) * batch.scheduled.output->outputs);
+  const PackedLinear<T>& output = *batch.scheduled.output;
+  const ptrdiff_t rows = static_cast<ptrdiff_t>(most);
+  own_rows_ = Buffer<T>(rows * O_);
+  low_own_rows_ = LowRows(output.compute, rows, O_);
+  logits_ = Buffer<T>(rows * output.outputs);
 }
 
 // After a_{s-1}: the embeddings of the rows that are fed their own token at step s.
@@ -102,35 +85,27 @@ void AttentionTape<T>::own_tokens_share(Team& team, const AttentionBatch<T>& bat
                                         int32_t* tokens) {
   const Scope scope(Phase::kSampling);
   const std::vector<int32_t>& own = own_[static_cast<size_t>(s)];
-  const ptrdiff_t count = static_cast<ptrdiff_t>(own.size()), V = batch.scheduled.output->outputs;
+  const PackedLinear<T>& output = *batch.scheduled.output;
+  const ptrdiff_t count = static_cast<ptrdiff_t>(own.size()), V = output.outputs;
   if (count == 0) return;
   for (ptrdiff_t j = team.thread(); j < count; j += team.threads())
     std::copy_n(outputs_.data() + (rows_.start(s - 1) + own[static_cast<size_t>(j)]) * O_, O_,
                 own_rows_.data() + j * O_);
   team.barrier();
-  gemm_share<T>(k_,
-                {.M = count,
-                 .N = V,
-                 .K = O_,
-                 .a = own_rows_.data(),
-                 .a_row = O_,
-                 .b = batch.scheduled.output->forward.data(),
-                 .init = batch.scheduled.output->bias.data(),
-                 .init_row = 0,
-                 .c = logits_.data(),
-                 .c_row = V},
-                team);
+  round_for_share(team, output, count, own_rows_.data(), O_, low_own_rows_);
+  linear_share(team, output, count, own_rows_.data(), O_, low_own_rows_, logits_.data(), V);
   team.barrier();
   for (ptrdiff_t j = team.thread(); j < count; j += team.threads()) {
     const ptrdiff_t slot = own[static_cast<size_t>(j)], n = rows_.sequence(slot);
     T* const logits = logits_.data() + j * V;
-    int32_t token = 0;
+    int32_t token = static_cast<int32_t>(std::max_element(logits, logits + V) - logits);
     if (batch.scheduled.sample) {
       const Philox4 random =
           philox(batch.seed, kScheduleStream, static_cast<uint32_t>(n), static_cast<uint32_t>(s), 0);
-      token = draw(k_, V, logits, uniform(random.word[2], random.word[3]));
-    } else {
-      token = static_cast<int32_t>(std::max_element(logits, logits + V) - logits);
+      T largest;
+      k_.softmax_row(V, logits, T(1), logits, &largest);
+      const int32_t drawn = draw_by_weight(V, logits, uniform(random.word[2], random.word[3]));
+      if (drawn >= 0) token = drawn;
     }
     tokens[n * batch.time + s] = token;
     std::copy_n(batch.scheduled.embedding + token * E_, E_, x_.data() + (rows_.start(s) + slot) * x_pitch_);

@@ -115,6 +115,7 @@ class AttentionTape {
   Buffer<T> queries_;                      // (P, A): of the additive kinds
   std::vector<std::vector<int32_t>> own_;  // by step: slots that are fed their own token
   Buffer<T> own_rows_, logits_;            // of the slots of one step
+  LowRows low_own_rows_;                   // the same rows, where the output layer takes low precision
   // Backward
   Buffer<T> dx_;                     // (P, E + F)
   Buffer<T> d_outputs_;              // (P, O): of a_t, then of what tanh is taken of

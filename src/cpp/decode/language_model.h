@@ -3,11 +3,9 @@
 #pragma once
 
 #include <memory>
-#include <vector>
 
+#include "decode/layer_rows.h"
 #include "decode/step_model.h"
-#include "lstm/low_precision.h"
-#include "lstm/lstm.h"
 #include "ops/ops.h"
 
 namespace fusedlstm {
@@ -23,22 +21,17 @@ class LanguageModelDecoder {
   const PackedWeights<T>& lstm() const { return *lstm_; }
   const PackedLinear<T>& output() const { return *output_; }
   const LstmShape& shape() const { return lstm_->shape; }
-  bool low() const { return lstm_->compute != Compute::kFull; }
   ptrdiff_t vocabulary() const { return output_->outputs; }
   size_t bytes() const { return lstm_->bytes() + output_->bytes() + table_.bytes() + embedding_.bytes(); }
 
   const T* embedding() const { return embedding_.data(); }
-  // (4 H_pad): the first layer's W x + b of a token
-  const T* table_row(int32_t token) const { return table_.data() + token * 4 * shape().hidden_padded(); }
-  // A thread's share of out (M, 4 H_pad) = W x + b of one layer; x also in low precision where that counts.
-  void input_share(Team& team, ptrdiff_t layer, ptrdiff_t M, MatrixRows<T> x, const LowRows& low_x,
-                   T* out) const;
+  const T* table() const { return table_.data(); }
 
  private:
   std::shared_ptr<const PackedWeights<T>> lstm_;
   std::shared_ptr<const PackedLinear<T>> output_;
   Buffer<T> embedding_;  // (V, I)
-  Buffer<T> table_;      // (V, 4 H_pad): embedding W_ih^T + b of layer 0
+  Buffer<T> table_;      // (V, 4 H_pad): the first layer's W x + b of each token
 };
 
 // A row's state is h (L, H), then c (L, H). The decoder must outlive the rows.
@@ -56,20 +49,16 @@ class LanguageModelRows final : public StepRows<T> {
   ptrdiff_t vocabulary() const override { return model_.vocabulary(); }
   ptrdiff_t capacity() const override { return capacity_; }
   void step_share(Team& team, ptrdiff_t count, const int32_t* tokens, T* logits) override;
-  void gather(ptrdiff_t count, const int32_t* from) override;
-  ptrdiff_t state_size() const override { return 2 * L_ * H_; }
-  void save(ptrdiff_t row, T* state) const override;
-  void load(ptrdiff_t row, const T* state) override;
+  void gather(ptrdiff_t count, const int32_t* from) override { layers_.gather(count, from); }
+  ptrdiff_t state_size() const override { return layers_.state_size(); }
+  void save(ptrdiff_t row, T* state) const override { layers_.save(row, state); }
+  void load(ptrdiff_t row, const T* state) override { layers_.load(row, state); }
 
  private:
-  void round_rows(size_t layer, ptrdiff_t first, ptrdiff_t count);
-
   const LanguageModelDecoder<T>& model_;
-  ptrdiff_t capacity_, L_, H_, pitch_, gates_pitch_;
-  std::vector<Buffer<T>> h_, h_next_, c_;    // by layer: (capacity, H_pad)
-  std::vector<LowRows> low_h_, low_h_next_;  // by layer: h in low precision
-  Buffer<T> gates_;                          // (capacity, 4 H_pad): W x + b of the layer at hand
-  LowRows low_output_;                       // what the output layer takes in low precision
+  ptrdiff_t capacity_;
+  LayerRows<T> layers_;
+  LowRows low_output_;  // what the output layer takes in low precision
 };
 
 }  // namespace fusedlstm

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "decode/draw.h"
 #include "kernels/philox.h"
 #include "lstm/split.h"
 #include "lstm/stepwise.h"
@@ -247,16 +248,8 @@ class Loop {
   }
   int32_t draw(const T* z_j, T* p_j, const Philox4& random) const {
     probabilities(z_j, p_j);
-    double total = 0, sum = 0;
-    for (ptrdiff_t v = 0; v < O_; ++v) total += static_cast<double>(p_j[v]);
-    const double u =
-        (static_cast<double>(random.word[1] >> 5) * 67108864.0 + static_cast<double>(random.word[2] >> 6)) *
-        0x1p-53;
-    for (ptrdiff_t v = 0; v < O_; ++v) {
-      sum += static_cast<double>(p_j[v]);
-      if (sum > u * total) return static_cast<int32_t>(v);
-    }
-    return largest(z_j);  // only when the outputs are not numbers
+    const int32_t token = draw_by_weight(O_, p_j, uniform(random.word[1], random.word[2]));
+    return token < 0 ? largest(z_j) : token;
   }
 
   // dz_s += what x_{s+1} hands back, of rows that were fed their own output; ends with a barrier.

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "decode/draw.h"
 #include "kernels/philox.h"
 
 namespace fusedlstm {
@@ -167,9 +168,7 @@ int32_t Sampler<T>::choose(const SamplingOptions& options, const T* scores, T la
   if (options.greedy) return static_cast<int32_t>(std::find(scores, scores + V_, largest) - scores);
   weigh(options.temperature, scores, largest);
   const Philox4 random = philox(seed, kSampleStream, 0, index, 0);
-  const double u =
-      (static_cast<double>(random.word[0] >> 5) * 67108864.0 + static_cast<double>(random.word[1] >> 6)) *
-      0x1p-53;
+  const double u = uniform(random.word[0], random.word[1]);
   const bool by_k = options.top_k > 0 && options.top_k < V_;
   if (!by_k && options.top_p == 1 && options.min_p == 0 && options.typical_p == 1) return draw(u);
   kept_.resize(static_cast<size_t>(V_));

@@ -89,7 +89,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--compute-dtype",
         choices=("float32", "bfloat16"),
-        help="of the LSTMs' products (default: what the model was trained with)",
+        help="of the products of LSTMs and output layer (default: what the model was trained with)",
     )
     add_threads(parser)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fusedlstm import _core
 from fusedlstm.generation._loop import iterate
+from fusedlstm.generation.sampling import keep_tokens
 
 Int = NDArray[np.int32]
 
@@ -129,13 +130,9 @@ class BeamSearch:
     """The options as the native search takes them."""
 
     def __post_init__(self) -> None:
-        # what the caller may change later is copied
-        if isinstance(self.forced_tokens, Mapping):
-            object.__setattr__(self, "forced_tokens", dict(self.forced_tokens))
+        keep_tokens(self)
         options = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
         object.__setattr__(self, "core", _core.BeamOptions(**options))
-        for name in ("stop_tokens", "banned_tokens"):
-            object.__setattr__(self, name, tuple(int(token) for token in getattr(self, name)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusedlstm import _core
+from fusedlstm.nn._checks import MAX_SEED, seed_number
 
-_SEEDS = 1 << 64
+if TYPE_CHECKING:
+    from fusedlstm.generation.beam import BeamSearch
 
 
 class SamplingKeywords(TypedDict, total=False):
@@ -83,8 +86,8 @@ class Sampling:
 
     Raises
     ------
-    ValueError
-        An option out of its range, a forced token that is banned.
+    ValueError, TypeError
+        An option out of its range or of a wrong kind, a forced token that is banned.
 
     References
     ----------
@@ -122,19 +125,18 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < _SEEDS:
-            raise ValueError(f"Sampling: seed must be in [0, 2**64), got {self.seed!r}")
-        # what the caller may change later is copied
-        for name in ("banned_tokens", "stop_tokens"):
-            object.__setattr__(self, name, tuple(int(token) for token in getattr(self, name)))
-        object.__setattr__(self, "forced_tokens", dict(self.forced_tokens))
-        strings = (self.stop_strings,) if isinstance(self.stop_strings, str) else tuple(self.stop_strings)
-        object.__setattr__(self, "stop_strings", strings)
+        object.__setattr__(self, "seed", seed_number(self.seed))
+        strings = [self.stop_strings] if isinstance(self.stop_strings, str) else self.stop_strings
+        if isinstance(strings, Iterable):
+            object.__setattr__(self, "stop_strings", tuple(strings))
+        if not isinstance(strings, Iterable) or not all(isinstance(text, str) for text in self.stop_strings):
+            raise TypeError(f"Sampling: stop_strings must be texts, got {self.stop_strings!r}")
+        keep_tokens(self)
         self.core(_core.TokenTexts([]))
 
     def seeds(self, rows: int) -> NDArray[np.uint64]:
         """Seed of every row of a batch, uint64 (N,)."""
-        return np.array([(self.seed + row) % _SEEDS for row in range(rows)], np.uint64)
+        return np.array([(self.seed + row) % (MAX_SEED + 1) for row in range(rows)], np.uint64)
 
     def core(self, token_texts: _core.TokenTexts | None = None) -> _core.SamplingOptions:
         """The options of the native loop; with stop strings, the texts of the model's tokens are needed."""
@@ -149,11 +151,26 @@ class Sampling:
             typical_p=self.typical_p,
             repetition_penalty=self.repetition_penalty,
             no_repeat_ngram_size=self.no_repeat_ngram_size,
-            banned_tokens=self.banned_tokens,  # type: ignore[arg-type]  # a tuple since __post_init__
+            banned_tokens=self.banned_tokens,
             forced_tokens=self.forced_tokens,
-            stop_tokens=self.stop_tokens,  # type: ignore[arg-type]  # the same
+            stop_tokens=self.stop_tokens,
             stop_strings=[text.encode("utf-8", "surrogatepass") for text in self.stop_strings],
             token_texts=token_texts,
             num_sequences=self.num_sequences,
             top_log_probabilities=self.top_log_probabilities,
         )
+
+
+def keep_tokens(options: Sampling | BeamSearch) -> None:
+    """Copies of the token ids that the caller may change later; the core refuses what is none."""
+    for name in ("banned_tokens", "stop_tokens"):
+        ids = getattr(options, name)
+        if isinstance(ids, Iterable) and not isinstance(ids, str):
+            object.__setattr__(options, name, tuple(_plain(token) for token in ids))
+    if isinstance(options.forced_tokens, Mapping):
+        object.__setattr__(options, "forced_tokens", dict(options.forced_tokens))
+
+
+def _plain(token: object) -> object:
+    """NumPy's ints as Python's."""
+    return operator.index(token) if isinstance(token, np.integer) else token

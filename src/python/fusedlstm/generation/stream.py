@@ -94,7 +94,11 @@ def token_stream(
     ValueError
         From the native loop: a token out of range.
     """
-    steps = token_steps(decoder, [prompt], sampling)
+    return first_row(token_steps(decoder, [prompt], sampling))
+
+
+def first_row(steps: Generator[tuple[Int, Int], None, None]) -> Generator[int, None, None]:
+    """The tokens of one sequence out of those of `token_steps`."""
     try:
         for tokens, _ in steps:
             yield int(tokens[0])

@@ -407,8 +407,11 @@ class Decoder(Module):
         Rates on the embedding's output and before the output layer.
     embedding : Embedding, optional
         Another module's table to read, instead of an own one.
-    dtype, compute_dtype, init
+    dtype, init
         As in `fusedlstm.nn.LSTM`.
+    compute_dtype : str, optional
+        "bfloat16": of the products of the LSTM, in training and scores, and of the output layer. May be set
+        later.
     seed : int
         Of the initial values.
 
@@ -477,7 +480,6 @@ class Decoder(Module):
             init=init,
             seed=derive_seed(seed, _LSTM),
         )
-        self.layers.lstm.compute_dtype = compute_dtype
         self.output = children["output"] = Linear(
             self.layers.output_size,
             vocabulary_size,
@@ -485,19 +487,29 @@ class Decoder(Module):
             init=init,
             seed=derive_seed(seed, _OUTPUT),
         )
-        self._native: tuple[_core.PackedLSTM, _core.AttentionDecoder] | None = None
+        self._native: tuple[_core.PackedLSTM, _core.PackedLinear, _core.AttentionDecoder] | None = None
         super().__init__(dtype, children=children)
+        self.compute_dtype = compute_dtype
 
     def _drop_packed(self) -> None:
         self._native = None
 
     @property
+    def compute_dtype(self) -> str | None:
+        """``"bfloat16"`` or None: what LSTM and output layer multiply is rounded to it first."""
+        return self.layers.compute_dtype
+
+    @compute_dtype.setter
+    def compute_dtype(self, compute_dtype: str | None) -> None:
+        self.layers.compute_dtype = self.output.compute_dtype = compute_dtype
+
+    @property
     def native(self) -> _core.AttentionDecoder:
         """The native loops that write targets, for the present parameters."""
-        packed = self.layers.lstm.packed  # another one once the LSTM computes in another type
-        if self._native is None or self._native[0] is not packed:
-            self._native = packed, self.layers.decoder(self.embedding, self.output)
-        return self._native[1]
+        lstm, output = self.layers.lstm.packed, self.output.packed  # others once they compute in another type
+        if self._native is None or self._native[0] is not lstm or self._native[1] is not output:
+            self._native = lstm, output, self.layers.decoder(self.embedding, self.output)
+        return self._native[2]
 
     def __call__(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from fusedlstm import _core
 from fusedlstm.data import Vocabulary
-from fusedlstm.generation import Sampling
-from fusedlstm.generation.stream import cut
+from fusedlstm.generation import BatchTextStream, Sampling, TextPieces, TextStream
+from fusedlstm.generation._loop import iterate
+from fusedlstm.generation.stream import cut, first_row
 from fusedlstm.io import FormatError, ModelSchema, Option, load_model, save_model
 from fusedlstm.nn import LSTM, Embedding, Linear, Module, derive_seed
 from fusedlstm.nn._checks import (
@@ -639,6 +640,8 @@ class OneToMany(Module):
         steps: int,
         *,
         stop: int | str | Sequence[int | str] | None = None,
+        processor: _core.Processor | None = None,
+        token_mask: _core.TokenMask | None = None,
         **options: Unpack[SamplingKeywords],
     ) -> Any:
         """The sequence that follows an input, or those of a batch of inputs.
@@ -651,6 +654,8 @@ class OneToMany(Module):
             Values to generate, or the most tokens.
         stop : int, str or sequence of them, optional
             Tokens after any of which a sequence ends. For longer strings there is ``stop_strings``.
+        processor, token_mask : callable, optional
+            For tokens, as in `LanguageModel.sample`; an input that is a token is the first of those so far.
         **options
             For tokens, how each is chosen: ``temperature``, ``top_k``, ``greedy``, ``seed`` and so on, see
             `fusedlstm.generation.Sampling`. Row b of a batch gets what it would get alone with seed
@@ -672,36 +677,124 @@ class OneToMany(Module):
         steps = integer(steps, "steps", 0)
         begin = self._begin(inputs)
         if self.embedding is None:
-            if options or stop is not None:
-                given = ", ".join([*(["stop"] if stop is not None else []), *options])
+            named = {"stop": stop, "processor": processor, "token_mask": token_mask}
+            given = [*(name for name, value in named.items() if value is not None), *options]
+            if given:
                 raise ValueError(
-                    f"{who}: {given} cannot be given: it is for tokens, and this model has values"
+                    f"{who}: {', '.join(given)} cannot be given: it is for tokens, and this model has values"
                 )
             y, _, _ = _core.one_to_many_generate(
                 self.lstm.packed, self.output.packed, begin.first, steps, begin.h0, begin.c0
             )
             return y[0] if single else y
-        stops = [] if stop is None else [stop] if isinstance(stop, int | str) else stop
-        sampling = Sampling(
-            max_new_tokens=steps, stop_tokens=[self._stop_token(token, who) for token in stops], **options
-        )
-        if self._decoder is None:
-            self._decoder = _core.OneToManyDecoder(
-                self.lstm.packed, self.embedding.weight, self.output.packed
-            )
-        made = self._decoder.generate(
-            begin.first,
-            sampling.core(None if self.vocabulary is None else self.vocabulary.texts),
-            seeds=sampling.seeds(len(inputs)),
-            h0=begin.h0,
-            c0=begin.c0,
-            inputs=begin.ids,
+        made = self._write(
+            self._tokens_decoder(),
+            begin,
+            self._sampling(steps, stop, options, who),
+            processor=processor,
+            token_mask=token_mask,
         )
         rows: list[Any] = [row[:length] for row, length in zip(made.tokens, made.lengths, strict=True)]
         if self.vocabulary is not None:
             pairs = zip(rows, made.behind.tolist(), strict=True)
             rows = [cut(self.vocabulary.decode(row), behind) for row, behind in pairs]
         return rows[0] if single else rows
+
+    def stream(
+        self,
+        x: Any,
+        steps: int,
+        *,
+        stop: int | str | Sequence[int | str] | None = None,
+        processor: _core.Processor | None = None,
+        token_mask: _core.TokenMask | None = None,
+        **options: Unpack[SamplingKeywords],
+    ) -> Generator[int, None, None] | TextStream:
+        """Iterate over the tokens that follow one input, as they come; all of them are what `generate` gives.
+
+        Parameters
+        ----------
+        x
+            One input, as for `generate`; the model has tokens.
+        steps, stop, processor, token_mask, **options
+            As for `generate`. A processor is called in the loop's own thread.
+
+        Returns
+        -------
+        iterator of int, or of str with a `Vocabulary`
+            Ids, or pieces of text. Its ``close`` stops the native loop.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `generate`, at the call; also for a batch of inputs, or a model of values.
+
+        Examples
+        --------
+        >>> from fusedlstm import OneToMany
+        >>> from fusedlstm.data import Vocabulary
+        >>> model = OneToMany(vocabulary=Vocabulary.from_text("abc"), hidden_size=8)
+        >>> "".join(model.stream("a", 5, seed=1)) == model.generate("a", 5, seed=1)
+        True
+        """
+        who = "OneToMany.stream"
+        inputs, single = self._inputs(x, who)
+        if self.embedding is None or not single:
+            raise ValueError(f"{who}: x must be one input of a model with tokens, got {x!r}")
+        sampling = self._sampling(integer(steps, "steps", 0), stop, options, who)
+        begin, decoder = self._begin(inputs), self._tokens_decoder()
+
+        def run(put: Callable[[tuple[Tokens, Tokens]], None]) -> None:
+            self._write(
+                decoder,
+                begin,
+                sampling,
+                on_tokens=lambda tokens, ended: put((tokens, ended)),
+                processor=processor,
+                token_mask=token_mask,
+            )
+
+        written = iterate(run)
+        if self.vocabulary is None:
+            return first_row(written)
+        return TextStream(BatchTextStream(written, TextPieces([self.vocabulary.decoder()])))
+
+    def _sampling(self, steps: int, stop: Any, options: Mapping[str, Any], who: str) -> Sampling:
+        stops = [] if stop is None else [stop] if isinstance(stop, int | str) else stop
+        return Sampling(
+            max_new_tokens=steps, stop_tokens=[self._stop_token(token, who) for token in stops], **options
+        )
+
+    def _tokens_decoder(self) -> _core.OneToManyDecoder:
+        """The native loop of tokens for the present parameters."""
+        assert self.embedding is not None  # only models of tokens come here
+        if self._decoder is None:
+            self._decoder = _core.OneToManyDecoder(
+                self.lstm.packed, self.embedding.weight, self.output.packed
+            )
+        return self._decoder
+
+    def _write(
+        self,
+        decoder: _core.OneToManyDecoder,
+        begin: _Beginning,
+        sampling: Sampling,
+        *,
+        on_tokens: Callable[[Tokens, Tokens], object] | None = None,
+        processor: _core.Processor | None = None,
+        token_mask: _core.TokenMask | None = None,
+    ) -> _core.Generation:
+        return decoder.generate(
+            begin.first,
+            sampling.core(None if self.vocabulary is None else self.vocabulary.texts),
+            seeds=sampling.seeds(len(begin.first)),
+            h0=begin.h0,
+            c0=begin.c0,
+            inputs=begin.ids,
+            on_tokens=on_tokens,
+            processor=processor,
+            token_mask=token_mask,
+        )
 
     def _stop_token(self, stop: int | str, who: str) -> int:
         if not isinstance(stop, str):

@@ -7,6 +7,8 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -116,6 +118,14 @@ SCHEMA = ModelSchema(
 _ENCODER, _BRIDGE, _DECODER = 0, 1, 2
 
 
+@dataclass(frozen=True)
+class _Read:
+    """Sources that were read: the native loops, and initial states and memory as their arguments."""
+
+    native: _core.AttentionDecoder
+    arguments: dict[str, Any]
+
+
 class Seq2Seq(Module):
     r"""Encoder–decoder: p(target | source) = prod_t p(y_t | y_<t, source).
 
@@ -152,7 +162,7 @@ class Seq2Seq(Module):
     embedding_dropout, output_dropout : float, optional
         Rates on the embeddings and before the output layer; ``dropout`` by default.
     dtype, compute_dtype
-        As in `fusedlstm.nn.LSTM`; "bfloat16" is saved with the model.
+        As in `fusedlstm.nn.LSTM`, the output layer included; "bfloat16" is saved with the model.
     init : str or tuple
         "torch", or ("uniform", a): every parameter from U(-a, a).
     seed : int
@@ -716,8 +726,9 @@ class Seq2Seq(Module):
 
         def run(on_text: Callable[[str], None]) -> None:
             pieces = _Pieces(self.tokenizers.target, on_text)
-            found = self._hypotheses(read, search, lambda _, ids, ended: pieces.push(ids))
-            pieces.finish(found[0][0].text)
+            self._hypotheses(
+                read, search, lambda _, ids, ended: pieces.push(ids.tolist(), 0 if ended else None)
+            )
 
         return iterate(run)
 
@@ -769,14 +780,14 @@ class Seq2Seq(Module):
 
     def _hypotheses(
         self,
-        read: dict[str, Any],
+        read: _Read,
         search: BeamSearch,
         on_prefix: Callable[[int, Int, bool], object] | None = None,
     ) -> list[list[Hypothesis]]:
         """The best hypotheses of every source that was read."""
         target = self.tokenizers.target
-        arrays = self.decoder.native.beam_search(
-            **read, start_token=target.begin, options=search.core, on_prefix=on_prefix
+        arrays = read.native.beam_search(
+            **read.arguments, start_token=target.begin, options=search.core, on_prefix=on_prefix
         )
         return [
             [
@@ -836,6 +847,7 @@ class Seq2Seq(Module):
         max_new_tokens: int = 200,
         num_sequences: int = 1,
         top_log_probabilities: int = 0,
+        on_text: Callable[[int, str], object] | None = None,
         processor: _core.Processor | None = None,
         token_mask: _core.TokenMask | None = None,
         batch_size: int = 32,
@@ -852,6 +864,8 @@ class Seq2Seq(Module):
             ``r = b num_sequences + i`` and the seed ``seed + r``.
         top_log_probabilities : int
             How many of the most probable tokens to report at each step.
+        on_text : callable, optional
+            Called with ``r`` and each piece of its text as it comes.
         processor, token_mask : callable, optional
             As in `LanguageModel.sample`; all sources are then one batch.
 
@@ -865,62 +879,126 @@ class Seq2Seq(Module):
         ValueError, TypeError
             As `translate`.
         """
-        target = self.tokenizers.target
-        sampling = Sampling(
-            **{
+        sampling = self._sampling(
+            {
                 **options,
                 "max_new_tokens": max_new_tokens,
                 "num_sequences": num_sequences,
                 "top_log_probabilities": top_log_probabilities,
+            }
+        )
+        sources = [source] if isinstance(source, str) else list(source)
+        seeds = sampling.seeds(len(sources) * num_sequences).reshape(len(sources), num_sequences)
+
+        def run(read: _Read, numbers: Sequence[int]) -> list[list[GeneratedText]]:
+            of_row = [number * num_sequences + i for number in numbers for i in range(num_sequences)]
+            on_piece = None if on_text is None else lambda row, piece: on_text(of_row[row], piece)
+            texts = self._draw(
+                read, sampling, seeds[list(numbers)].reshape(-1), on_piece, processor, token_mask
+            )
+            return [texts[first : first + num_sequences] for first in range(0, len(texts), num_sequences)]
+
+        together = processor is not None or token_mask is not None  # a hook counts the rows of the call
+        made = self._in_batches(sources, "sample", batch_size, run, together=together)
+        return [text for each in made for text in each]
+
+    def stream_sample(
+        self, source: str, *, max_new_tokens: int = 200, **options: Any
+    ) -> Generator[str, None, None]:
+        """Iterate over the pieces of a translation that is drawn; joined they are what `generate` gives.
+
+        Parameters
+        ----------
+        source, max_new_tokens, **options
+            As for `generate`, one source.
+
+        Returns
+        -------
+        generator of str
+            Closing it stops the native loop.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `translate`; at the call, not at the first piece.
+        """
+        if not isinstance(source, str):
+            raise TypeError(f"stream_sample: source must be a str, got {type(source).__name__}")
+        sampling = self._sampling({**options, "max_new_tokens": max_new_tokens, "num_sequences": 1})
+        read = self._read(self._sources([source], "stream_sample"))
+
+        def run(on_text: Callable[[str], None]) -> None:
+            self._draw(read, sampling, sampling.seeds(1), lambda _, piece: on_text(piece))
+
+        return iterate(run)
+
+    def _sampling(self, options: Mapping[str, Any]) -> Sampling:
+        """Options of translations that end with ``<eos>`` and have no ``<bos>``."""
+        target = self.tokenizers.target
+        return Sampling(
+            **{
+                **options,
                 "stop_tokens": [target.end, *options.get("stop_tokens", ())],
                 "banned_tokens": [target.begin, *options.get("banned_tokens", ())],
             }
         )
-        core = sampling.core(target.texts if sampling.stop_strings else None)
-        together = processor is not None or token_mask is not None  # a hook counts the rows of the call
 
-        def run(read: dict[str, Any], numbers: Sequence[int]) -> list[list[GeneratedText]]:
-            seeds = sampling.seeds((max(numbers) + 1) * num_sequences).reshape(-1, num_sequences)
-            made = self.decoder.native.generate(
-                **read,
-                start_token=target.begin,
-                options=core,
-                seeds=seeds[list(numbers)].reshape(-1),
-                processor=processor,
-                token_mask=token_mask,
+    def _draw(
+        self,
+        read: _Read,
+        sampling: Sampling,
+        seeds: NDArray[np.uint64],
+        on_text: Callable[[int, str], object] | None = None,
+        processor: _core.Processor | None = None,
+        token_mask: _core.TokenMask | None = None,
+    ) -> list[GeneratedText]:
+        """Translations of the sources that were read, one for each seed."""
+        target = self.tokenizers.target
+        on_tokens = None
+        if on_text is not None:
+            pieces = [_Pieces(target, partial(on_text, row)) for row in range(len(seeds))]
+
+            def on_tokens(tokens: Int, ended: Int) -> None:
+                for row, (token, behind) in enumerate(zip(tokens.tolist(), ended.tolist(), strict=True)):
+                    if token >= 0:
+                        pieces[row].push([token], None if behind < 0 else behind)
+
+        made = read.native.generate(
+            **read.arguments,
+            start_token=target.begin,
+            options=sampling.core(target.texts if sampling.stop_strings else None),
+            seeds=seeds,
+            on_tokens=on_tokens,
+            processor=processor,
+            token_mask=token_mask,
+        )
+        return [
+            GeneratedText(
+                text=cut(target.decode(ids[:length]), int(behind)),
+                tokens=ids[:length].copy(),
+                log_probabilities=log_p[:length].copy(),
+                top_tokens=top[:length].copy(),
+                top_log_probabilities=top_log_p[:length].copy(),
+                finish=finish,
             )
-            texts = [
-                GeneratedText(
-                    text=cut(target.decode(ids[:length]), int(behind)),
-                    tokens=ids[:length].copy(),
-                    log_probabilities=log_p[:length].copy(),
-                    top_tokens=top[:length].copy(),
-                    top_log_probabilities=top_log_p[:length].copy(),
-                    finish=finish,
-                )
-                for ids, length, behind, log_p, top, top_log_p, finish in zip(
-                    made.tokens,
-                    made.lengths,
-                    made.behind,
-                    made.log_probabilities,
-                    made.top_tokens,
-                    made.top_log_probabilities,
-                    made.finish,
-                    strict=True,
-                )
-            ]
-            return [texts[first : first + num_sequences] for first in range(0, len(texts), num_sequences)]
-
-        sources = [source] if isinstance(source, str) else list(source)
-        made = self._in_batches(sources, "sample", batch_size, run, together=together)
-        return [text for each in made for text in each]
+            for ids, length, behind, log_p, top, top_log_p, finish in zip(
+                made.tokens,
+                made.lengths,
+                made.behind,
+                made.log_probabilities,
+                made.top_tokens,
+                made.top_log_probabilities,
+                made.finish,
+                strict=True,
+            )
+        ]
 
     def _in_batches(
         self,
         source: str | Sequence[str],
         who: str,
         batch_size: int,
-        run: Callable[[dict[str, Any], Sequence[int]], list[Any]],
+        run: Callable[[_Read, Sequence[int]], list[Any]],
         *,
         together: bool = False,
     ) -> Any:
@@ -941,12 +1019,11 @@ class Seq2Seq(Module):
                 results[number] = result
         return results[0] if isinstance(source, str) else results
 
-    def _read(self, encoded: Sequence[Int]) -> dict[str, Any]:
-        """Initial states and memory, as arguments of the native loops."""
+    def _read(self, encoded: Sequence[Int]) -> _Read:
         ids, lengths = pad(encoded)
         memory, final = self.encoder(ids, lengths)
         h0, c0 = self.bridge(final)
-        return {"h0": h0, "c0": c0, **self._memory(memory, lengths)}
+        return _Read(self.decoder.native, {"h0": h0, "c0": c0, **self._memory(memory, lengths)})
 
     def alignment(self, source: str, target: str | None = None) -> Alignment:
         """Where the decoder looks while it writes a target.
@@ -1065,7 +1142,7 @@ class Seq2Seq(Module):
             raise FormatError(f"{path}: config: share_embedding needs one tokenizer for source and target")
         model = cls(file.vocabulary, **config)
         if compute_dtype is not None:
-            model.encoder.lstm.compute_dtype = model.decoder.layers.lstm.compute_dtype = compute_dtype
+            model.encoder.lstm.compute_dtype = model.decoder.compute_dtype = compute_dtype
         model.longest_source = longest
         model.load_state_dict(file.tensors)
         return model
@@ -1074,25 +1151,22 @@ class Seq2Seq(Module):
 class _Pieces:
     """Tokens of one target to pieces of its text, as they are fixed."""
 
-    def __init__(self, tokenizer: Tokenizer, on_text: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: Tokenizer, on_text: Callable[[str], object]) -> None:
         self._tokenizer, self._on_text = tokenizer, on_text
         self._ids: list[int] = []
         self._written = 0
 
-    def push(self, ids: Int) -> None:
-        self._ids += ids.tolist()
+    def push(self, ids: Sequence[int], behind: int | None = None) -> None:
+        """More tokens; with ``behind`` the last ones, and so many bytes at their end are no part of it."""
+        self._ids += ids
         text = self._tokenizer.decode(self._ids)
-        if self._tokenizer.kind == "byte":
+        if behind is not None:
+            text = cut(text, behind)
+        elif self._tokenizer.kind == "byte":
             text = text.rstrip("\ufffd")  # perhaps the beginning of a character
-        self._write(text)
-
-    def finish(self, text: str) -> None:
-        self._write(text)
-
-    def _write(self, text: str) -> None:
         if len(text) > self._written:
             self._on_text(text[self._written :])
-        self._written = max(self._written, len(text))
+            self._written = len(text)
 
 
 class _Translation:

@@ -94,10 +94,20 @@ class Linear(Layer):
             shapes.append(("bias", (self.out_features,)))
         self._has_bias = bool(bias)
         self._packed: _core.PackedLinear | None = None
-        self.compute_dtype = compute_name(compute_dtype, dtype_name(dtype), "Linear")
+        self._compute_dtype = compute_name(compute_dtype, dtype_name(dtype), "Linear")
         super().__init__(dtype, lay_out(shapes))
         for view in self.named_parameters().values():
             view[...] = generator.uniform(-limit, limit, view.shape)
+
+    @property
+    def compute_dtype(self) -> str | None:
+        """``"bfloat16"``, ``"int8"`` or None: what is multiplied is rounded to it first."""
+        return self._compute_dtype
+
+    @compute_dtype.setter
+    def compute_dtype(self, compute_dtype: str | None) -> None:
+        self._compute_dtype = compute_name(compute_dtype, self.dtype, "Linear")
+        self._packed = None
 
     @property
     def weight(self) -> Float:

@@ -207,7 +207,7 @@ class Module:
     def __getstate__(self) -> dict[str, Any]:
         # Handles of the core cannot be pickled, and copied views would no longer share one buffer: values are
         # stored, and the rest is rebuilt. Gradients of a copy start at zero; a copy has no parent.
-        state = {key: value for key, value in vars(self).items() if type(value).__module__ != _core.__name__}
+        state = {key: value for key, value in vars(self).items() if not _has_handle(value)}
         del state["_gradients"]
         state["_parameters"] = np.array(self._parameters)
         state["_parent"] = None
@@ -228,6 +228,11 @@ class Module:
 
     def _describe(self) -> str:
         return ", ".join(f"{name}={child!r}" for name, child in self._children.items())
+
+
+def _has_handle(value: object) -> bool:
+    parts = value if isinstance(value, tuple) else (value,)
+    return any(type(part).__module__ == _core.__name__ for part in parts)
 
 
 class Tape:
