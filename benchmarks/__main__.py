@@ -70,6 +70,12 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="few shapes and repetitions: shows that it runs")
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="thread counts to measure with")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=60,
+        help="for the samples of a case; 15 at most, 5 at least (default: 60)",
+    )
     parser.add_argument("--peers", nargs="+", choices=PEERS, help="these only (default: all)")
     parser.add_argument(
         "--isa", choices=["avx2"], help="limit all to it; peers that cannot be limited are left out"
@@ -128,6 +134,7 @@ def measure(arguments: argparse.Namespace) -> None:
         os.sched_setaffinity(0, cpus[:threads])
     from . import harness, peers, shapes
 
+    harness.seconds_per_case = arguments.seconds
     skipped = peers.choose(arguments.peers)
     for name, reason in skipped.items():
         print(f"skipped: {name} ({reason})", flush=True)

@@ -36,7 +36,7 @@ BUILD = ROOT / "build" / "benchmarks"  # programs that were compiled for this ma
 SHORTEST_SAMPLE = (
     0.01  # seconds; shorter calls are repeated within one sample, far above the clock's resolution
 )
-LONGEST_CASE = 60.0  # seconds for all samples of a case: the slowest contestants get fewer, at least 5
+seconds_per_case = 60.0  # for all samples of a case: the slowest contestants get fewer, at least 5
 LIMITED = os.environ.get("FUSEDLSTM_ISA") == "avx2"  # then the ceilings are those of AVX2 too
 
 
@@ -115,7 +115,7 @@ def alternate_all(
     if round_seconds < 1:  # else this was warm-up enough
         for work in works:
             work()
-    repetitions = min(repetitions, max(5, int(LONGEST_CASE / round_seconds)))
+    repetitions = min(repetitions, max(5, int(seconds_per_case / round_seconds)))
     rounds = [
         [_sample(work, count) for work, count in zip(works, calls, strict=True)] for _ in range(repetitions)
     ]

@@ -97,7 +97,7 @@ template <class T>
 void test_type(const Level& level, int max_threads, std::vector<std::string>* hashes) {
   for (const Problem& p : kProblems) {
     uint64_t first = 0;
-    for (const int threads : {1, max_threads}) {
+    for (const int threads : thread_counts(max_threads)) {
       set_num_threads(threads);
       Hash hash;
       run<T>(p, &hash);

@@ -82,6 +82,8 @@ const fusedlstm::Kernels<T>& table_of(const fusedlstm::Level& level) {
     return level.f64;
 }
 
+inline std::vector<int> thread_counts(int most) { return most > 1 ? std::vector{1, most} : std::vector{1}; }
+
 // Compare every kernel of the level with a scalar reference; adds to `failures`.
 void test_kernels(const fusedlstm::Level& level);
 
@@ -104,7 +106,8 @@ void test_beam_search(int max_threads);
 
 // Outputs that are fed back, on the level in use.
 void test_one_to_many(int max_threads);
-// The same for decoders with attention.
+
+// As test_lstm, of decoders with attention.
 void test_attention(const fusedlstm::Level& level, int max_threads, std::vector<std::string>* hashes);
 
 }  // namespace fusedlstm_tests

@@ -178,7 +178,7 @@ template <class T>
 void test_type(const Level& level, int max_threads, std::vector<std::string>* hashes) {
   for (const Problem& p : kProblems) {
     uint64_t first = 0;
-    for (const int threads : {1, max_threads}) {
+    for (const int threads : thread_counts(max_threads)) {
       set_num_threads(threads);
       Hash hash;
       run<T>(p, &hash);
@@ -246,7 +246,7 @@ void test_lstm(const Level& level, int max_threads, std::vector<std::string>* ha
   test_stream<double>(level);
   for (const Problem& p : {kProblems[0], kProblems[1], Problem{"one unit", 1, 3, 2, 1, 1, false, false, 0, 0},
                            Problem{"many inputs", 5, 3, 70, 40, 2, false, true, 0, 0}}) {
-    for (const int threads : {1, max_threads}) {
+    for (const int threads : thread_counts(max_threads)) {
       for (const ptrdiff_t ahead : {ptrdiff_t{0}, p.I / 2, p.I}) {
         run_stepwise<float>(p, ahead, threads, Compute::kFull);
         run_stepwise<double>(p, ahead, threads, Compute::kFull);

@@ -15,7 +15,7 @@ struct Sizes {
   const char* name;
   ptrdiff_t N, T, H;
 };
-constexpr Sizes kSizes[] = {{"few", 9, 8, 60}, {"many", 38, 4, 45}};
+constexpr Sizes kSizes[] = {{"few", 9, 6, 60}, {"many", 38, 3, 45}};
 
 template <class T>
 std::vector<T> train(const Sizes& size, const std::string& mode, int threads) {
@@ -70,19 +70,21 @@ std::vector<T> train(const Sizes& size, const std::string& mode, int threads) {
 }
 
 template <class T>
-void test_type(int max_threads) {
-  for (const Sizes& size : kSizes)
-    for (const char* mode : {"teacher", "output", "token", "soft"})
-      expect(same_bits(train<T>(size, mode, 1), train<T>(size, mode, max_threads)),
-             std::string("one to many, ") + type_name<T>() + ", " + size.name + ", " + mode +
-                 ": other bits with other threads");
+void test(const Sizes& size, const std::string& mode, int max_threads) {
+  const std::vector<T> one = train<T>(size, mode, 1);
+  if (max_threads > 1)
+    expect(same_bits(one, train<T>(size, mode, max_threads)), std::string("one to many, ") + type_name<T>() +
+                                                                  ", " + size.name + ", " + mode +
+                                                                  ": other bits with other threads");
 }
 
 }  // namespace
 
+// Little in float64, because an emulator runs it.
 void test_one_to_many(int max_threads) {
-  test_type<float>(max_threads);
-  test_type<double>(max_threads);
+  for (const Sizes& size : kSizes)
+    for (const char* mode : {"teacher", "output", "token", "soft"}) test<float>(size, mode, max_threads);
+  test<double>(kSizes[0], "output", max_threads);
   set_num_threads(1);
 }
 

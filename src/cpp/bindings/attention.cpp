@@ -258,9 +258,9 @@ py::object tape_weights(const PyAttentionTape& py_tape) {
       py_tape.tape);
 }
 
-PyAttentionDecoder make_decoder(const PyPackedLSTM& lstm, const PyPackedAttention& py_attention,
-                                const py::object& embedding_arg, const PyPackedLinear& output,
-                                bool input_feeding) {
+PyAttentionDecoder make_attention_decoder(const PyPackedLSTM& lstm, const PyPackedAttention& py_attention,
+                                          const py::object& embedding_arg, const PyPackedLinear& output,
+                                          bool input_feeding) {
   constexpr const char* function = "AttentionDecoder";
   const LstmShape& shape = lstm.lstm.shape;
   require(!shape.bidirectional, function, "lstm must have one direction, got a bidirectional one");
@@ -344,7 +344,7 @@ void bind_attention(py::module_& m) {
         return std::visit([](const auto& held) { return held->bytes(); }, tape.tape);
       });
   py::class_<PyAttentionDecoder>(m, "AttentionDecoder")
-      .def(py::init(&make_decoder), py::arg("lstm"), py::arg("attention"), py::arg("embedding"),
+      .def(py::init(&make_attention_decoder), py::arg("lstm"), py::arg("attention"), py::arg("embedding"),
            py::arg("output"), py::arg("input_feeding"))
       .def_property_readonly("vocabulary_size",
                              [](const PyAttentionDecoder& d) {

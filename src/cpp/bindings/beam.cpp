@@ -10,13 +10,14 @@ namespace {
 constexpr const char* kFunction = "beam_search";
 constexpr double kSteepest = 30;  // (2^30)^30 is still a double
 
-PyBeamOptions make_options(const py::object& width, const py::object& num_return, const py::object& groups,
-                           const py::object& diversity_strength, const py::object& max_new_tokens,
-                           const py::object& min_new_tokens, const py::object& length_penalty,
-                           const py::object& length_penalty_form, const py::object& early_stopping,
-                           const py::object& stop_tokens, const py::object& banned_tokens,
-                           const py::object& forced_tokens, const py::object& repetition_penalty,
-                           const py::object& no_repeat_ngram_size) {
+PyBeamOptions make_beam_options(const py::object& width, const py::object& num_return,
+                                const py::object& groups, const py::object& diversity_strength,
+                                const py::object& max_new_tokens, const py::object& min_new_tokens,
+                                const py::object& length_penalty, const py::object& length_penalty_form,
+                                const py::object& early_stopping, const py::object& stop_tokens,
+                                const py::object& banned_tokens, const py::object& forced_tokens,
+                                const py::object& repetition_penalty,
+                                const py::object& no_repeat_ngram_size) {
   using LengthPenalty = BeamOptions::LengthPenalty;
   using EarlyStopping = BeamOptions::EarlyStopping;
   const OptionReader read(kFunction);
@@ -104,7 +105,7 @@ void bind_beam(py::module_& m) {
   const BeamOptions o;
   const Constraints& c = o.constraints;
   py::class_<PyBeamOptions>(m, "BeamOptions")
-      .def(py::init(&make_options), py::kw_only(), py::arg("width") = o.width,
+      .def(py::init(&make_beam_options), py::kw_only(), py::arg("width") = o.width,
            py::arg("num_return") = o.num_return, py::arg("groups") = o.groups,
            py::arg("diversity_strength") = o.diversity_strength, py::arg("max_new_tokens"),
            py::arg("min_new_tokens") = c.min_new_tokens, py::arg("length_penalty") = o.length_penalty,

@@ -115,7 +115,7 @@ py::object finish_name(Finish finish) {
 
 namespace {
 
-std::shared_ptr<SamplingOptions> make_options(
+std::shared_ptr<SamplingOptions> make_sampling_options(
     const py::object& max_new_tokens, const py::object& min_new_tokens, bool greedy,
     const py::object& temperature, const py::object& top_k, const py::object& top_p, const py::object& min_p,
     const py::object& typical_p, const py::object& repetition_penalty, const py::object& no_repeat_ngram_size,
@@ -164,7 +164,7 @@ void bind_generation(py::module_& m) {
             py::arg("line_end") = -1);
 
   py::class_<SamplingOptions, std::shared_ptr<SamplingOptions>> options(m, "SamplingOptions");
-  options.def(py::init(&make_options), py::kw_only(), py::arg("max_new_tokens"),
+  options.def(py::init(&make_sampling_options), py::kw_only(), py::arg("max_new_tokens"),
               py::arg("min_new_tokens") = 0, py::arg("greedy") = false, py::arg("temperature") = 1.0,
               py::arg("top_k") = 0, py::arg("top_p") = 1.0, py::arg("min_p") = 0.0,
               py::arg("typical_p") = 1.0, py::arg("repetition_penalty") = 1.0,

@@ -185,8 +185,8 @@ struct PyTokenDecoder {
   EitherType<LanguageModelDecoder> decoder;
 };
 
-PyTokenDecoder make_decoder(const PyPackedLSTM& packed, const py::object& embedding_arg,
-                            const PyPackedLinear& output) {
+PyTokenDecoder make_token_decoder(const PyPackedLSTM& packed, const py::object& embedding_arg,
+                                  const PyPackedLinear& output) {
   constexpr const char* function = "OneToManyDecoder";
   require_same_type(packed, output, function);
   return with_type(packed.lstm.type, [&](auto zero) {
@@ -234,7 +234,7 @@ PyGeneration generate_tokens(const PyTokenDecoder& self, const py::object& first
 
 void bind_one_to_many(py::module_& m) {
   py::class_<PyTokenDecoder> decoder(m, "OneToManyDecoder");
-  decoder.def(py::init(&make_decoder), py::arg("packed"), py::arg("embedding"), py::arg("output"));
+  decoder.def(py::init(&make_token_decoder), py::arg("packed"), py::arg("embedding"), py::arg("output"));
   decoder.def("generate", &generate_tokens, py::arg("first"), py::arg("options"), py::kw_only(),
               py::arg("seeds"), py::arg("h0") = py::none(), py::arg("c0") = py::none(),
               py::arg("inputs") = py::none(), py::arg("on_tokens") = py::none(),
