@@ -96,6 +96,7 @@ class TorchSeq2Seq(torch.nn.Module):
         keys = decoder.keys(memory).transpose(1, 2)
         inputs = decoder.embedding(batch.inputs)
         a = torch.zeros(len(inputs), HIDDEN)
+        h, c = h.float(), c.float()  # under autocast, an LSTM wants states and inputs of one type
         state = (h.unbind(), c.unbind()) if cells else (h, c)
         outputs = []
         for e_t in inputs.unbind(1):
@@ -104,9 +105,10 @@ class TorchSeq2Seq(torch.nn.Module):
                 query, state = self._cells(x, state)
                 query = query[:, None]
             else:
-                query, state = decoder.lstm(x[:, None], state)
+                query, (h, c) = decoder.lstm(x[:, None], state)
+                state = (h.float(), c.float())
             scores = torch.bmm(query, keys).masked_fill(batch.padding, -torch.inf)
-            context = torch.bmm(scores.softmax(-1).to(memory.dtype), memory)
+            context = torch.bmm(scores.softmax(-1), memory)
             a = decoder.combine(torch.cat([context, query], -1)).tanh()[:, 0]
             outputs.append(a)
         rows = torch.stack(outputs, 1)[batch.valid]

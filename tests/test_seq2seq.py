@@ -200,6 +200,29 @@ def test_dropout_and_own_tokens_keep_the_gradient_right(attention, teacher, rng)
         assert_close(np.array(gradients[index]), (ends[0] - ends[1]) / 2e-5, "finite differences")
 
 
+def test_products_in_bfloat16(tmp_path):
+    """LSTMs and output layer, in training, scores and translation; the file keeps it."""
+    pairs = reversals(20)
+    batch = PairBatches(pairs, SHARED, 20).batch(range(20))
+    models = [
+        Seq2Seq(SHARED, hidden_size=24, attention="general", seed=1, compute_dtype=compute_dtype)
+        for compute_dtype in (None, "bfloat16")
+    ]
+    (loss, _), (low_loss, _) = (m.training_step(batch, scale=1 / batch.count, seed=0) for m in models)
+    exact, low = models
+    assert loss != low_loss == pytest.approx(loss, rel=1e-2)
+    assert_close(low.gradients, exact.gradients, "attention bfloat16")
+    assert low.decoder.output.packed.compute_dtype == low.encoder.lstm.compute_dtype == "bfloat16"
+    path = tmp_path / "model.safetensors"
+    low.save(path)
+    again, widened = Seq2Seq.load(path), Seq2Seq.load(path, compute_dtype="float32")
+    sources = [source for source, _ in pairs]
+    assert again.translate(sources, max_new_tokens=8) == low.translate(sources, max_new_tokens=8)
+    assert again.evaluate(pairs) == low.evaluate(pairs) != exact.evaluate(pairs) == widened.evaluate(pairs)
+    with pytest.raises(ValueError, match="compute_dtype must be 'bfloat16' or None, got 'int8'"):
+        Seq2Seq(SHARED, hidden_size=4, compute_dtype="int8")
+
+
 def test_own_tokens_are_fed_as_often_as_asked():
     model = Seq2Seq(SHARED, hidden_size=8, attention="general")
     batch = PairBatches([("abcdefgh" * 5, "abcdefgh" * 5)] * 20, SHARED, 20).batch(range(20))

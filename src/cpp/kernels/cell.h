@@ -39,20 +39,25 @@ FUSEDLSTM_INLINE Vec<T> next_c(Vec<T> i, Vec<T> f, Vec<T> g, Vec<T> c_prev) {
 
 enum class Cell { kStep, kGates };  // all of it, or the activations only
 
+// `a` holds the four sums of the units; of a whole step it keeps o in the place of its sum.
 template <class T, Cell Part>
-FUSEDLSTM_INLINE void gates_forward(const CellForward<T>& s, ptrdiff_t m, ptrdiff_t u, const T* a) {
+FUSEDLSTM_INLINE void gates_forward(const CellForward<T>& s, ptrdiff_t m, ptrdiff_t u, T* a) {
   constexpr int W = kLanes<T>;
   const Vec<T> i = sigmoid<T>(load(a));
   const Vec<T> f = sigmoid<T>(load(a + W));
   const Vec<T> g = tanh<T>(load(a + 2 * W));
   const Vec<T> o = sigmoid<T>(load(a + 3 * W));
   if (Part == Cell::kStep) {
-    const Vec<T> c = next_c<T>(i, f, g, load(s.c_prev + m * s.c_row + u));
-    const Vec<T> h = o * tanh<T>(c);
-    store<T>(s.c + m * s.c_row + u, c);
-    store<T>(s.h + m * s.h_row + u, h);
+    store<T>(s.c + m * s.c_row + u, next_c<T>(i, f, g, load(s.c_prev + m * s.c_row + u)));
+    store<T>(a + 3 * W, o);
   }
   if (s.gates) store_gates<T>(s.gates + m * s.gates_row + u, s.H_pad, i, f, g, o);
+}
+
+template <class T>
+FUSEDLSTM_INLINE void h_forward(const CellForward<T>& s, ptrdiff_t m, ptrdiff_t u, const T* a) {
+  const Vec<T> o = load(a + 3 * kLanes<T>), c = load(s.c + m * s.c_row + u);
+  store<T>(s.h + m * s.h_row + u, o * tanh<T>(c));
 }
 
 template <class T, Cell Part, int M, int Blocks>
@@ -70,9 +75,12 @@ void cell_tile(const CellForward<T>& s, ptrdiff_t m0, ptrdiff_t u) {
                                   s.recurrent + u * 4 * s.H + panel * s.H * kPanel<T>, s.H * kPanel<T>, part,
                                   Blocks * block, part, Blocks * block);
   }
+  // First all gates, then all h: what waits is side by side.
   for (int m = 0; m < M; ++m)
     for (int b = 0; b < Blocks; ++b)
       gates_forward<T, Part>(s, m0 + m, u + b * W, a + (m * Blocks + b) * block);
+  for (int m = 0; Part == Cell::kStep && m < M; ++m)
+    for (int b = 0; b < Blocks; ++b) h_forward<T>(s, m0 + m, u + b * W, a + (m * Blocks + b) * block);
 }
 
 template <class T, Cell Part>
