@@ -64,6 +64,12 @@ template <class T, Cell Part, int M, int Blocks>
 void cell_tile(const CellForward<T>& s, ptrdiff_t m0, ptrdiff_t u) {
   constexpr int W = kLanes<T>, block = 4 * W;
   constexpr int P = 2 * Blocks < kTilePanels ? 2 * Blocks : (M == 1 ? 2 * Blocks : kTilePanels);
+  // What the product before them gives time to fetch: the states of these rows, the sums of the next.
+  for (int m = 0; m < M; ++m) {
+    if (Part == Cell::kStep) __builtin_prefetch(s.c_prev + (m0 + m) * s.c_row + u);
+    for (int v = 0; m0 + M + m < s.M && v < Blocks * 4; ++v)
+      __builtin_prefetch(s.input + (m0 + M + m) * s.input_row + (v % 4) * s.H_pad + u + (v / 4) * W);
+  }
   T a[M * Blocks * block];  // [row][block][gate][lane]
   for (int m = 0; m < M; ++m)
     for (int v = 0; v < Blocks * 4; ++v)
@@ -71,9 +77,10 @@ void cell_tile(const CellForward<T>& s, ptrdiff_t m0, ptrdiff_t u) {
                load(s.input + (m0 + m) * s.input_row + (v % 4) * s.H_pad + u + (v / 4) * W));
   for (int panel = 0; s.recurrent && panel < 2 * Blocks; panel += P) {
     T* part = a + panel * kPanel<T>;
-    tile<T, M, P, LayoutA::kRows>(s.H, s.h_prev + m0 * s.h_row, s.h_row,
-                                  s.recurrent + u * 4 * s.H + panel * s.H * kPanel<T>, s.H * kPanel<T>, part,
-                                  Blocks * block, part, Blocks * block);
+    tile<T, M, P, LayoutA::kRows>(
+        s.H, s.h_prev + m0 * s.h_row, s.h_row, s.recurrent + u * 4 * s.H + panel * s.H * kPanel<T>,
+        s.H * kPanel<T>, part, Blocks * block, part, Blocks * block,
+        s.recurrent + ((u + W < s.unit_end ? u + W : s.unit_begin) * 4 + m0 / kTileRows % 4 * W) * s.H);
   }
   // First all gates, then all h: what waits is side by side.
   for (int m = 0; m < M; ++m)

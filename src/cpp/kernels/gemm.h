@@ -21,10 +21,11 @@ constexpr int kPanel = 2 * kLanes<T>;
 // A by rows that lie a_row apart, or interleaved as [k][kTileRows].
 enum class LayoutA { kRows, kInterleaved };
 
-// M rows x P panels of C stay in registers over the whole of k.
+// M rows x P panels of C stay in registers over the whole of k. Meanwhile K vectors from `ahead` on are
+// fetched: a part of B that is needed next.
 template <class T, int M, int P, LayoutA A>
 FUSEDLSTM_INLINE void tile(ptrdiff_t K, const T* a, ptrdiff_t a_row, const T* b, ptrdiff_t b_panel,
-                           const T* init, ptrdiff_t init_row, T* c, ptrdiff_t c_row) {
+                           const T* init, ptrdiff_t init_row, T* c, ptrdiff_t c_row, const T* ahead) {
   constexpr int W = kLanes<T>;
   Vec<T> acc[M][2 * P];
 #pragma GCC unroll 16
@@ -36,6 +37,7 @@ FUSEDLSTM_INLINE void tile(ptrdiff_t K, const T* a, ptrdiff_t a_row, const T* b,
 #pragma GCC unroll 4
   for (ptrdiff_t k = 0; k < K; ++k) {
     Vec<T> b_k[2 * P];
+    if (M == kTileRows) __builtin_prefetch(ahead + k * W, 0, 2);
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) {
       b_k[2 * p] = load(b + p * b_panel);
@@ -60,7 +62,7 @@ FUSEDLSTM_INLINE void tile(ptrdiff_t K, const T* a, ptrdiff_t a_row, const T* b,
 // All panels of up to kTileRows rows. Few rows take more panels at a time: enough chains to hide the latency
 // of fma.
 template <class T, int M, LayoutA A>
-void row_tile(const Gemm<T>& g, ptrdiff_t m0) {
+void row_tile(const Gemm<T>& g, ptrdiff_t m0, const T* ahead) {
   constexpr int P = M == 1 ? 4 * kTilePanels : M <= 3 ? 2 * kTilePanels : kTilePanels;
   constexpr int N = kPanel<T>;
   const T* a = A == LayoutA::kRows ? g.a + m0 * g.a_row : g.a + m0 * g.K;
@@ -68,36 +70,36 @@ void row_tile(const Gemm<T>& g, ptrdiff_t m0) {
   const auto init_at = [&] { return g.init ? g.init + m0 * g.init_row + n : nullptr; };
   for (; n + P * N <= g.N; n += P * N)
     tile<T, M, P, A>(g.K, a, g.a_row, g.b + n / N * g.b_panel, g.b_panel, init_at(), g.init_row,
-                     g.c + m0 * g.c_row + n, g.c_row);
+                     g.c + m0 * g.c_row + n, g.c_row, ahead);
   for (; n + N <= g.N; n += N)
     tile<T, M, 1, A>(g.K, a, g.a_row, g.b + n / N * g.b_panel, g.b_panel, init_at(), g.init_row,
-                     g.c + m0 * g.c_row + n, g.c_row);
+                     g.c + m0 * g.c_row + n, g.c_row, ahead);
   if (n == g.N) return;
   T edge[M * N];  // a last panel that is only partly there
   const ptrdiff_t columns = g.N - n;
   for (int m = 0; m < M; ++m)
     for (ptrdiff_t j = 0; j < N; ++j)
       edge[m * N + j] = g.init && j < columns ? init_at()[m * g.init_row + j] : T(0);
-  tile<T, M, 1, A>(g.K, a, g.a_row, g.b + n / N * g.b_panel, g.b_panel, edge, N, edge, N);
+  tile<T, M, 1, A>(g.K, a, g.a_row, g.b + n / N * g.b_panel, g.b_panel, edge, N, edge, N, ahead);
   for (int m = 0; m < M; ++m)
     for (ptrdiff_t j = 0; j < columns; ++j) g.c[(m0 + m) * g.c_row + n + j] = edge[m * N + j];
 }
 
 template <class T, LayoutA A>
-void rows(const Gemm<T>& g, ptrdiff_t m0, ptrdiff_t m) {
+void rows(const Gemm<T>& g, ptrdiff_t m0, ptrdiff_t m, const T* ahead) {
   switch (m) {
     case 1:
-      return row_tile<T, 1, A>(g, m0);
+      return row_tile<T, 1, A>(g, m0, ahead);
     case 2:
-      return row_tile<T, 2, A>(g, m0);
+      return row_tile<T, 2, A>(g, m0, ahead);
     case 3:
-      return row_tile<T, 3, A>(g, m0);
+      return row_tile<T, 3, A>(g, m0, ahead);
     case 4:
-      return row_tile<T, 4, A>(g, m0);
+      return row_tile<T, 4, A>(g, m0, ahead);
     case 5:
-      return row_tile<T, 5, A>(g, m0);
+      return row_tile<T, 5, A>(g, m0, ahead);
     default:
-      return row_tile<T, kTileRows, A>(g, m0);
+      return row_tile<T, kTileRows, A>(g, m0, ahead);
   }
 }
 
@@ -116,8 +118,10 @@ void gemm_panels_outer(const Gemm<T>& g) {
     part.b += n / kPanel<T> * g.b_panel;
     part.c += n;
     if (g.init) part.init += n;
-    for (ptrdiff_t m = 0; m < g.M; m += kTileRows)
-      rows<T, A>(part, m, smaller<ptrdiff_t>(kTileRows, g.M - m));
+    const T* const next = n + group < g.N ? part.b + kTilePanels * g.b_panel : g.b;
+    for (ptrdiff_t m = 0, quarter = 0; m < g.M; m += kTileRows, quarter = (quarter + 1) % 4)
+      rows<T, A>(part, m, smaller<ptrdiff_t>(kTileRows, g.M - m),
+                 next + quarter / 2 * g.b_panel + quarter % 2 * (g.K * kLanes<T>));
   }
 }
 
@@ -127,7 +131,7 @@ void gemm(const Gemm<T>& whole) {
   constexpr ptrdiff_t block_k = 3072 / static_cast<ptrdiff_t>(sizeof(T)), block_m = 16 * kTileRows;
   Gemm<T> g = whole;
   if (g.b_panel == 0) g.b_panel = g.K * kPanel<T>;
-  if (g.M <= kTileRows) return g.M > 0 ? rows<T, LayoutA::kRows>(g, 0, g.M) : void();
+  if (g.M <= kTileRows) return g.M > 0 ? rows<T, LayoutA::kRows>(g, 0, g.M, g.b) : void();
   for (ptrdiff_t m = 0; m < whole.M; m += block_m) {
     Gemm<T> part = g;
     part.M = smaller(block_m, whole.M - m);
