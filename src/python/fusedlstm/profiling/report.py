@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fusedlstm.profiling.profile import PhaseTime, Profile
+    from fusedlstm.profiling.times import PhaseTime, Profile
 
 HEADS = ("phase", "layer", "calls", "ms", "share", "GFLOP", "MB", "GF/s", "GB/s", "FLOP/B", "ceiling")
 WIDTHS = (20, 5, 8, 10, 6, 9, 9, 7, 7, 7, 7)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fusedlstm.profiling.profile import together
+from fusedlstm.profiling.times import together
 
 if TYPE_CHECKING:
-    from fusedlstm.profiling.profile import Profile
+    from fusedlstm.profiling.times import Profile
 
 
 def plot_roofline(profile: Profile, path: str | os.PathLike[str]) -> None:
