@@ -96,6 +96,9 @@ def test_stop_ends_a_row_after_the_token(model):
     free = model.generate(["the", "fox", "dog"], max_new_tokens=200, seed=5)
     stopped = model.generate(["the", "fox", "dog"], max_new_tokens=200, seed=5, stop="o")
     assert stopped == [text[: text.index("o") + 1] if "o" in text else text for text in free]
+    [end] = model.vocabulary.encode("o")
+    by_id = model.generate(["the", "fox", "dog"], max_new_tokens=200, seed=5, stop_tokens=[end])
+    assert by_id == stopped
     assert any(len(text) < 200 for text in stopped)
 
 

@@ -120,6 +120,8 @@ def test_sampled_tokens(rng):
     assert len({tuple(row) for row in rows}) == 5
     np.testing.assert_array_equal(model.generate(x[4], 30, temperature=1.5, seed=7), rows[4])
     stopped = model.generate(x, 30, temperature=1.5, seed=3, stop=2)
+    by_id = model.generate(x, 30, temperature=1.5, seed=3, stop_tokens=[2])
+    assert all(map(np.array_equal, by_id, stopped))
     for row, whole in zip(stopped, rows, strict=True):
         end = [*whole, 2].index(2) + 1
         np.testing.assert_array_equal(row, whole[:end])

@@ -7,8 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fusedlstm.cli.options import fraction, positive, positive_int, use_threads
-from fusedlstm.cli.training import add_files, add_training, check_outputs, fit_options, how_to_continue
+from fusedlstm.cli.options import fraction, positive_int, use_threads
+from fusedlstm.cli.training import (
+    add_files,
+    add_parameters,
+    add_training,
+    check_outputs,
+    fit_options,
+    how_to_continue,
+)
 
 # Zaremba, Sutskever and Vinyals 2014, section 4.1; learning rates fall once per epoch after the given one
 _ZAREMBA: dict[str, Any] = {
@@ -108,21 +115,7 @@ def add_parser(commands: Any) -> None:
         help="rate before the output layer (default: --dropout)",
     )
     model.add_argument("--tie-weights", action="store_true", help="one matrix for embedding and output layer")
-    model.add_argument(
-        "--init-uniform",
-        type=positive,
-        metavar="A",
-        help="initial values from U(-A, A) (default: as PyTorch's layers)",
-    )
-    model.add_argument(
-        "--dtype", choices=("float32", "float64"), default="float32", help="default: %(default)s"
-    )
-    model.add_argument(
-        "--compute-dtype",
-        choices=("bfloat16",),
-        help="round what the LSTM multiplies to it: faster where the processor multiplies bfloat16 "
-        "(default: --dtype)",
-    )
+    add_parameters(model)
 
     training = parser.add_argument_group("training")
     training.add_argument(

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusedlstm.cli.options import fraction, positive, positive_int, use_threads
-from fusedlstm.cli.training import add_files, add_training, check_outputs, fit_options, how_to_continue
+from fusedlstm.cli.training import (
+    add_files,
+    add_parameters,
+    add_training,
+    check_outputs,
+    fit_options,
+    how_to_continue,
+)
 
 if TYPE_CHECKING:
     from fusedlstm.training.scheduled_sampling import TeacherSchedule
@@ -137,21 +144,7 @@ def add_parser(commands: Any) -> None:
         metavar="P",
         help="rate on embeddings, between layers and before the output layer (default: %(default)s)",
     )
-    model.add_argument(
-        "--init-uniform",
-        type=positive,
-        metavar="A",
-        help="initial values from U(-A, A) (default: as PyTorch's layers)",
-    )
-    model.add_argument(
-        "--dtype", choices=("float32", "float64"), default="float32", help="default: %(default)s"
-    )
-    model.add_argument(
-        "--compute-dtype",
-        choices=("bfloat16",),
-        help="round what the LSTMs multiply to it: faster where the processor multiplies bfloat16 "
-        "(default: --dtype)",
-    )
+    add_parameters(model)
 
     training = parser.add_argument_group("training")
     training.add_argument(

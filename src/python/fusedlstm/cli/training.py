@@ -22,6 +22,25 @@ if TYPE_CHECKING:
     from fusedlstm.training import Optimiser, Schedule
 
 
+def add_parameters(model: argparse._ArgumentGroup) -> None:
+    """How parameters begin, and what they are stored and multiplied in."""
+    model.add_argument(
+        "--init-uniform",
+        type=positive,
+        metavar="A",
+        help="initial values from U(-A, A) (default: as PyTorch's layers)",
+    )
+    model.add_argument(
+        "--dtype", choices=("float32", "float64"), default="float32", help="default: %(default)s"
+    )
+    model.add_argument(
+        "--compute-dtype",
+        choices=("bfloat16",),
+        help="round what the LSTMs multiply to it: faster where the processor multiplies bfloat16 "
+        "(default: --dtype)",
+    )
+
+
 def add_training(training: argparse._ArgumentGroup) -> None:
     """Epochs, optimiser, schedule, early stopping, seed and threads."""
     training.add_argument("--epochs", type=positive_int, default=10, metavar="N", help="default: %(default)s")

@@ -31,6 +31,7 @@ class SamplingKeywords(TypedDict, total=False):
     no_repeat_ngram_size: int
     banned_tokens: Sequence[int] | NDArray[np.int32]
     forced_tokens: Mapping[int, int]
+    stop_tokens: Sequence[int] | NDArray[np.int32]
     stop_strings: str | Sequence[str]
     seed: int
 

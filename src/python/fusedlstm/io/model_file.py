@@ -23,6 +23,17 @@ VERSION = "1"
 Shapes = Iterable[tuple[str, tuple[int, ...]]]
 
 
+def lstm_shapes(name: str, inputs: int, hidden: int, layers: int, directions: int = 1) -> Shapes:
+    """Names and shapes of an LSTM's tensors, as `fusedlstm.nn.LSTM` has them."""
+    for layer in range(layers):
+        for suffix in ("", "_reverse")[:directions]:
+            width = inputs if layer == 0 else directions * hidden
+            yield f"{name}.weight_ih_l{layer}{suffix}", (4 * hidden, width)
+            yield f"{name}.weight_hh_l{layer}{suffix}", (4 * hidden, hidden)
+            yield f"{name}.bias_ih_l{layer}{suffix}", (4 * hidden,)
+            yield f"{name}.bias_hh_l{layer}{suffix}", (4 * hidden,)
+
+
 @dataclass(frozen=True)
 class Option:
     """What one value of a configuration may be.

@@ -29,6 +29,7 @@ from fusedlstm.generation import (
 )
 from fusedlstm.generation.stream import cut
 from fusedlstm.io import FormatError, ModelSchema, Option, load_model, save_model
+from fusedlstm.io.model_file import lstm_shapes
 from fusedlstm.nn import LSTM, Embedding, Module, derive_seed
 from fusedlstm.nn._checks import Init, integer, rate, token_array, uniform_limit
 from fusedlstm.nn.module import lay_out
@@ -56,11 +57,7 @@ def _shapes(config: Mapping[str, Any], vocabulary_size: int | None) -> Iterator[
         yield "output.weight", (V, H)
     yield "output.bias", (V,)
     yield "embedding.weight", (V, E)
-    for layer in range(config["num_layers"]):
-        yield f"lstm.weight_ih_l{layer}", (4 * H, E if layer == 0 else H)
-        yield f"lstm.weight_hh_l{layer}", (4 * H, H)
-        yield f"lstm.bias_ih_l{layer}", (4 * H,)
-        yield f"lstm.bias_hh_l{layer}", (4 * H,)
+    yield from lstm_shapes("lstm", E, H, config["num_layers"])
 
 
 _RATE = Option(float, minimum=0.0, below=1.0)
@@ -810,7 +807,7 @@ class LanguageModel(Module):
         """Options by name, ``stop`` as text."""
         rest: dict[str, Any] = {"max_new_tokens": 500, **options}
         stops = self._stop_tokens(rest.pop("stop", None))
-        sampling = Sampling(**rest, stop_tokens=stops)
+        sampling = Sampling(**{**rest, "stop_tokens": [*rest.get("stop_tokens", ()), *stops]})
         self._check_constraints("generate", sampling)
         return sampling
 

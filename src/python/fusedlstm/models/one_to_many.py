@@ -21,6 +21,7 @@ from fusedlstm.generation import BatchTextStream, Sampling, TextPieces, TextStre
 from fusedlstm.generation._loop import iterate
 from fusedlstm.generation.stream import cut, first_row
 from fusedlstm.io import FormatError, ModelSchema, Option, load_model, save_model
+from fusedlstm.io.model_file import lstm_shapes
 from fusedlstm.nn import LSTM, Embedding, Linear, Module, derive_seed
 from fusedlstm.nn._checks import (
     Init,
@@ -111,11 +112,7 @@ def _shapes(config: Mapping[str, Any], vocabulary_size: int | None) -> Iterator[
         yield "initial.bias", (2 * L * H,)
     yield "output.weight", (sizes.outputs, H)
     yield "output.bias", (sizes.outputs,)
-    for layer in range(L):
-        yield f"lstm.weight_ih_l{layer}", (4 * H, sizes.inputs if layer == 0 else H)
-        yield f"lstm.weight_hh_l{layer}", (4 * H, H)
-        yield f"lstm.bias_ih_l{layer}", (4 * H,)
-        yield f"lstm.bias_hh_l{layer}", (4 * H,)
+    yield from lstm_shapes("lstm", sizes.inputs, H, L)
 
 
 _SIZE = Option(int, minimum=1)
@@ -761,9 +758,8 @@ class OneToMany(Module):
 
     def _sampling(self, steps: int, stop: Any, options: Mapping[str, Any], who: str) -> Sampling:
         stops = [] if stop is None else [stop] if isinstance(stop, int | str) else stop
-        return Sampling(
-            max_new_tokens=steps, stop_tokens=[self._stop_token(token, who) for token in stops], **options
-        )
+        ends = [*options.get("stop_tokens", ()), *(self._stop_token(token, who) for token in stops)]
+        return Sampling(**{**options, "max_new_tokens": steps, "stop_tokens": ends})
 
     def _tokens_decoder(self) -> _core.OneToManyDecoder:
         """The native loop of tokens for the present parameters."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -16,11 +14,12 @@ from numpy.typing import NDArray
 
 from fusedlstm import _core
 from fusedlstm.data import PairBatch, PairBatches, Tokenizer, TokenizerPair
-from fusedlstm.data.pairs import Epoch, pad, source_ids
+from fusedlstm.data.pairs import pad, source_ids
 from fusedlstm.generation import BeamSearch, GeneratedText, Hypothesis, Sampling
 from fusedlstm.generation._loop import iterate
 from fusedlstm.generation.stream import cut
 from fusedlstm.io import FormatError, ModelSchema, Option, load_model, save_model
+from fusedlstm.io.model_file import lstm_shapes
 from fusedlstm.models.alignment import Alignment, corpus_bleu
 from fusedlstm.models.encoder_decoder import BRIDGES, Bridge, Decoder, Encoder
 from fusedlstm.nn import Module, derive_seed
@@ -29,24 +28,11 @@ from fusedlstm.nn.attention import ATTENTIONS
 
 if TYPE_CHECKING:
     from fusedlstm.training import History
-    from fusedlstm.training.run import Carry
     from fusedlstm.training.scheduled_sampling import TeacherSchedule
 
 Float = NDArray[Any]
 Int = NDArray[np.int32]
 Pairs = Sequence[tuple[str, str]]
-
-
-def _lstm_shapes(
-    name: str, inputs: int, hidden: int, layers: int, directions: int = 1
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for layer in range(layers):
-        for suffix in ("", "_reverse")[:directions]:
-            width = inputs if layer == 0 else directions * hidden
-            yield f"{name}.weight_ih_l{layer}{suffix}", (4 * hidden, width)
-            yield f"{name}.weight_hh_l{layer}{suffix}", (4 * hidden, hidden)
-            yield f"{name}.bias_ih_l{layer}{suffix}", (4 * hidden,)
-            yield f"{name}.bias_hh_l{layer}{suffix}", (4 * hidden,)
 
 
 def _shapes(config: Mapping[str, Any], sizes: tuple[int, int]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -57,7 +43,7 @@ def _shapes(config: Mapping[str, Any], sizes: tuple[int, int]) -> Iterator[tuple
     if config["bridge"] == "pass" and D == 2:
         raise FormatError("config: bridge 'pass' needs bidirectional false")
     yield "encoder.embedding.weight", (sources, E)
-    yield from _lstm_shapes("encoder.lstm", E, H, L, D)
+    yield from lstm_shapes("encoder.lstm", E, H, L, D)
     if config["bridge"] != "pass":
         for layer in range(L):
             for state in ("h", "c"):
@@ -82,7 +68,7 @@ def _shapes(config: Mapping[str, Any], sizes: tuple[int, int]) -> Iterator[tuple
             yield "decoder.layers.v", (keys,)
             if config["coverage"]:
                 yield "decoder.layers.weight_coverage", (keys,)
-    yield from _lstm_shapes("decoder.layers.lstm", E + fed, H, L)
+    yield from lstm_shapes("decoder.layers.lstm", E + fed, H, L)
     yield "decoder.output.weight", (targets, H)
     yield "decoder.output.bias", (targets,)
 
@@ -499,6 +485,7 @@ class Seq2Seq(Module):
             As `fusedlstm.training.train`.
         """
         from fusedlstm.training import train
+        from fusedlstm.training.translation import Translation
 
         if isinstance(validation, float | int):
             cut = int(len(pairs) * (1.0 - validation))
@@ -508,7 +495,7 @@ class Seq2Seq(Module):
                     f"of {len(pairs)}"
                 )
             pairs, validation = pairs[:cut], pairs[cut:]
-        task = _Translation(
+        task = Translation(
             self,
             self._batches(pairs, batch_size, max_length=max_length, pool=pool),
             None if validation is None else self._batches(validation, batch_size),
@@ -544,9 +531,10 @@ class Seq2Seq(Module):
         ValueError
             If there is no pair or a sentence is empty.
         """
-        return self._loss(self._batches(pairs, batch_size))
+        return self.loss(self._batches(pairs, batch_size))
 
-    def _loss(self, pairs: PairBatches) -> float:
+    def loss(self, pairs: PairBatches) -> float:
+        """What `evaluate` measures, of batches that are made already."""
         losses = self._pair_losses(pairs)
         return float(losses.sum()) / pairs.num_targets
 
@@ -686,7 +674,7 @@ class Seq2Seq(Module):
         """
         options = {
             **options,
-            "width": beam,
+            "width": integer(beam, "beam", 1),
             "max_new_tokens": max_new_tokens,
             "batch_size": batch_size,
         }
@@ -721,7 +709,9 @@ class Seq2Seq(Module):
         """
         if not isinstance(source, str):
             raise TypeError(f"stream: source must be a str, got {type(source).__name__}")
-        search = self._search({**options, "width": beam, "max_new_tokens": max_new_tokens})
+        search = self._search(
+            {**options, "width": integer(beam, "beam", 1), "max_new_tokens": max_new_tokens}
+        )
         read = self._read(self._sources([source], "stream"))
 
         def run(on_text: Callable[[str], None]) -> None:
@@ -768,15 +758,19 @@ class Seq2Seq(Module):
         )
 
     def _search(self, options: Mapping[str, Any]) -> BeamSearch:
-        """Options of a search whose hypotheses end with ``<eos>`` and have no ``<bos>``."""
+        return BeamSearch(**self._bounded(options))
+
+    def _sampling(self, options: Mapping[str, Any]) -> Sampling:
+        return Sampling(**self._bounded(options))
+
+    def _bounded(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of translations that end with ``<eos>`` and have no ``<bos>``."""
         target = self.tokenizers.target
-        return BeamSearch(
-            **{
-                **options,
-                "stop_tokens": [target.end, *options.get("stop_tokens", ())],
-                "banned_tokens": [target.begin, *options.get("banned_tokens", ())],
-            }
-        )
+        return {
+            **options,
+            "stop_tokens": [target.end, *options.get("stop_tokens", ())],
+            "banned_tokens": [target.begin, *options.get("banned_tokens", ())],
+        }
 
     def _hypotheses(
         self,
@@ -931,17 +925,6 @@ class Seq2Seq(Module):
             self._draw(read, sampling, sampling.seeds(1), lambda _, piece: on_text(piece))
 
         return iterate(run)
-
-    def _sampling(self, options: Mapping[str, Any]) -> Sampling:
-        """Options of translations that end with ``<eos>`` and have no ``<bos>``."""
-        target = self.tokenizers.target
-        return Sampling(
-            **{
-                **options,
-                "stop_tokens": [target.end, *options.get("stop_tokens", ())],
-                "banned_tokens": [target.begin, *options.get("banned_tokens", ())],
-            }
-        )
 
     def _draw(
         self,
@@ -1167,73 +1150,3 @@ class _Pieces:
         if len(text) > self._written:
             self._on_text(text[self._written :])
             self._written = len(text)
-
-
-class _Translation:
-    """Targets from sources, as a task."""
-
-    def __init__(
-        self,
-        model: Seq2Seq,
-        pairs: PairBatches,
-        validation: PairBatches | None,
-        *,
-        label_smoothing: float,
-        teacher: float | TeacherSchedule,
-        sample: bool,
-        loss_scale: str,
-    ) -> None:
-        if loss_scale not in ("mean", "batch"):
-            raise ValueError(f"fit: loss_scale must be 'mean' or 'batch', got {loss_scale!r}")
-        self.model, self.pairs, self.validation = model, pairs, validation
-        self.label_smoothing = rate(label_smoothing, "label_smoothing")
-        self.teacher, self.sample, self.loss_scale = teacher, bool(sample), loss_scale
-        if isinstance(teacher, int | float) and not 0.0 <= teacher <= 1.0:
-            raise ValueError(f"fit: teacher must be in [0, 1] or a schedule, got {teacher!r}")
-        model.longest_source = max(model.longest_source, *(len(ids) for ids in pairs.sources))
-        self.unit = model.tokenizers.target.kind
-        self.targets = pairs.num_targets
-        self.validates = validation is not None
-        tokenizers = json.dumps(model.tokenizers.to_dict()).encode()
-        self.fingerprint = {
-            "model": model.config(),
-            "tokenizers": hashlib.sha256(tokenizers).hexdigest(),
-            "pairs": _digest(pairs),
-            "validation": None if validation is None else _digest(validation),
-            "batch_size": pairs.batch_size,
-            "pool": pairs.pool,
-            "label_smoothing": self.label_smoothing,
-            "teacher": teacher if isinstance(teacher, int | float) else teacher.config(),
-            "sample": self.sample,
-            "loss_scale": loss_scale,
-        }
-
-    def batches(self, seed: int, epoch: int) -> Epoch:
-        return self.pairs.epoch(seed, epoch)
-
-    def initial_carry(self) -> Carry:
-        return {}
-
-    def training_step(
-        self, batch: PairBatch, carry: Carry, *, seed: int, step: int
-    ) -> tuple[float, int, Carry]:
-        teacher = self.teacher
-        total, count = self.model.training_step(
-            batch,
-            scale=1.0 / (batch.count if self.loss_scale == "mean" else len(batch.source)),
-            seed=seed,
-            label_smoothing=self.label_smoothing,
-            teacher_probability=teacher if isinstance(teacher, int | float) else teacher.probability(step),
-            sample=self.sample,
-        )
-        return total, count, carry
-
-    def validation_loss(self) -> float | None:
-        return None if self.validation is None else self.model._loss(self.validation)
-
-
-def _digest(pairs: PairBatches) -> str:
-    digest = hashlib.sha256()
-    for source, target in zip(pairs.sources, pairs.targets, strict=True):
-        digest.update(len(source).to_bytes(8, "little") + source.tobytes() + target.tobytes())
-    return digest.hexdigest()
