@@ -30,16 +30,19 @@ PUBLISHED = [
     ("the same, packed sequences (pytorch-seq2seq, old 4)", 23.18, 28.11),
 ]
 _COMMON = [
-    "--min-count", "2", "--embedding", "256", "--hidden", "384", "--batch", "64", "--lr", "0.001",
-    "--schedule", "cosine", "--clip", "5", "--label-smoothing", "0.1", "--seed", "1",
+    "--min-count", "2", "--embedding", "256", "--batch", "64", "--schedule", "cosine",
+    "--label-smoothing", "0.1", "--seed", "1",
 ]  # fmt: skip
-_PLAIN = ["--layers", "2", "--dropout", "0.4", "--epochs", "7", *_COMMON]
+_PLAIN = [
+    "--layers", "1", "--hidden", "512", "--dropout", "0.2", "--epochs", "10", "--lr", "0.002",
+    "--warmup", "200", "--clip", "1", *_COMMON,
+]  # fmt: skip
 MODELS = {
     "plain": _PLAIN,
     "reversed": [*_PLAIN, "--reverse-source"],
     "attention": [
-        "--layers", "1", "--bidirectional", "--attention", "general", "--dropout", "0.3", "--epochs", "8",
-        *_COMMON,
+        "--layers", "1", "--hidden", "384", "--bidirectional", "--attention", "general", "--dropout", "0.3",
+        "--epochs", "8", "--lr", "0.001", "--clip", "5", *_COMMON,
     ],
 }  # fmt: skip
 BEAM = {"beam": 5, "length_penalty": 1.0}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fusedlstm
-from fusedlstm import LanguageModel, _core, nn
+from fusedlstm import LanguageModel, OneToMany, _core, nn
 from fusedlstm.cli import main
 from fusedlstm.data import Vocabulary
 from fusedlstm.profiling import Bandwidth, Ceilings, PhaseTime, measure_ceilings
@@ -144,6 +144,57 @@ def test_generation(threads):
     assert flops_of(p, "step", 0) == steps * 2 * 4 * 32 * 32  # the input is looked up
     assert flops_of(p, "output") == steps * 2 * 32 * 8
     assert sum(one.calls for one in p.phases if one.phase == "sampling") >= 11
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("kind", ["dot", "general", "concat"])
+def test_flops_of_attention(rng, threads, count, kind):
+    """Scores, contexts and [c ; h] W_c of the valid steps; tanh counts 20."""
+    threads(count)
+    E, H, M = 12, 20, 20
+    decoder = nn.AttentionDecoder(E, H, M, attention=kind, input_feeding=False)
+    x = rng.standard_normal((5, 7, E), dtype=np.float32)
+    memory = rng.standard_normal((5, 6, M), dtype=np.float32)
+    lengths, sources = np.array([7, 3, 1, 6, 2]), np.array([6, 4, 1, 2, 5])
+
+    def step():
+        y, tape = decoder.forward(x, memory, lengths=lengths, memory_lengths=sources)
+        decoder.backward(tape, np.ones_like(y))
+
+    step()
+    with fusedlstm.profile() as p:
+        step()
+    P, pairs = int(lengths.sum()), int((lengths * sources).sum())
+    additive = kind == "concat"
+    forward, backward = (24, 30) if additive else (2, 2)
+    attention = pairs * ((forward + backward) * H + 4 * M) + 2 * 2 * P * H * (M + H) + (20 + 4) * P * H
+    gradients = 2 * P * H * (M + H) + 2 * pairs * M
+    if additive:
+        attention += 2 * 2 * P * H * H
+        gradients += 2 * P * H * H
+    else:
+        gradients += 2 * pairs * H
+    if kind != "dot":
+        gradients += 2 * 2 * int(sources.sum()) * H * M
+    assert flops_of(p, "attention") == pytest.approx(attention, rel=1e-9)
+    assert flops_of(p, "dW") == pytest.approx(gradients, rel=1e-9)
+
+
+@pytest.mark.parametrize("feedback", ["teacher", "output"])
+def test_flops_of_one_to_many(rng, threads, feedback):
+    """Three products with the output layer, two with the layer that makes the initial state."""
+    threads(2)
+    model = OneToMany(output_size=3, input_size=3, hidden_size=24)
+    x = rng.standard_normal((4, 3), dtype=np.float32)
+    target = rng.standard_normal((4, 6, 3), dtype=np.float32)
+    options = {"feedback": feedback, "epochs": 1, "batch_size": 4, "progress": False}
+    model.fit(x, target, **options)
+    with fusedlstm.profile() as p:
+        model.fit(x, target, **options)
+    outputs, initial = 2 * 4 * 6 * 3 * 24, 2 * 4 * 3 * (2 * 24)  # of the input, to h_0 and c_0
+    assert flops_of(p, "output") == outputs + initial
+    assert flops_of(p, "dX") == outputs
+    assert flops_of(p, "dW") == outputs + initial
 
 
 def test_streams(x):

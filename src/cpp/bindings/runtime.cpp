@@ -56,7 +56,8 @@ py::object map_array(const py::object& x_arg, const char* function) {
 
 void bind_runtime(py::module_& m) {
   m.def(
-      "isa", [] { return std::string(current_level().name); }, "The instruction set that new work is done with.");
+      "isa", [] { return std::string(current_level().name); },
+      "The instruction set that new work is done with.");
   m.def(
       "isa_levels", [] { return names(runnable_levels()); },
       "The instruction sets that this machine can run, lowest first.");

@@ -74,9 +74,16 @@ AttentionRows<T>::AttentionRows(const AttentionDecoder<T>& model, ptrdiff_t capa
 // and not after. Neighbours with the same source are made together.
 template <class T>
 void AttentionRows<T>::attend_share(Team& team, ptrdiff_t count) {
-  const Scope scope(Phase::kAttention);
   const PackedAttention<T>& attention = model_.attention();
   const ptrdiff_t A = attention.A, joined = attention.M + H_;
+  const Share rows = share_of(count, team.thread(), team.threads());
+  const Scope scope(Phase::kAttention, -1, [&] {
+    Work work;
+    if (attention.additive()) work = product_work(count, A, H_, sizeof(T), sizeof(T), team.threads());
+    for (ptrdiff_t j = rows.begin; j < rows.end; ++j)
+      work = work + memory_.attend_work(attention, source_[static_cast<size_t>(j)], 1, false);
+    return work;
+  });
   const T* query = layers_.h();
   ptrdiff_t query_row = layers_.pitch();
   if (attention.additive()) {
@@ -96,7 +103,6 @@ void AttentionRows<T>::attend_share(Team& team, ptrdiff_t count) {
     query = queries_.data();
     query_row = A;
   }
-  const Share rows = share_of(count, team.thread(), team.threads());
   for (ptrdiff_t j = rows.begin, end; j < rows.end; j = end) {
     const int32_t n = source_[static_cast<size_t>(j)];
     for (end = j + 1; end < rows.end && source_[static_cast<size_t>(end)] == n;) ++end;
@@ -126,7 +132,10 @@ void AttentionRows<T>::step_share(Team& team, ptrdiff_t count, const int32_t* to
   layers_.step_share(team, count, model_.first_input(tokens, fed_.data()));
   if (!attention.none()) {
     if (!bahdanau()) attend_share(team, count);
-    const Scope scope(Phase::kAttention);
+    const Scope scope(Phase::kAttention, -1, [&] {
+      return product_work(count, O, joined, sizeof(T), sizeof(T), team.threads()) +
+             elements_work(rows.size() * O, 20, 2 * sizeof(T));
+    });
     for (ptrdiff_t j = rows.begin; j < rows.end; ++j)
       std::copy_n(layers_.h() + j * layers_.pitch(), H_, joined_.data() + j * joined + M);
     team.barrier();

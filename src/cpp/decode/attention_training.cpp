@@ -115,8 +115,10 @@ void AttentionTape<T>::own_tokens_share(Team& team, const AttentionBatch<T>& bat
 // Queries of the additive kinds, W_q h; ends with a barrier.
 template <class T>
 void AttentionTape<T>::queries_share(Team& team, ptrdiff_t s) {
-  const Scope scope(Phase::kAttention);
   if (!attention_->additive()) return;
+  const Scope scope(Phase::kAttention, -1, [&] {
+    return product_work(rows_.active(s), A_, H_, sizeof(T), sizeof(T), team.threads());
+  });
   const MatrixRows<T> h = query_rows(s);
   gemm_share<T>(k_,
                 {.M = rows_.active(s),
@@ -133,10 +135,19 @@ void AttentionTape<T>::queries_share(Team& team, ptrdiff_t s) {
   team.barrier();
 }
 
+template <class T>
+Work AttentionTape<T>::attend_work(const Team& team, ptrdiff_t s, bool backward) const {
+  Work work;
+  for_slots(team, rows_, s, [&](ptrdiff_t slot) {
+    work = work + memory_.attend_work(*attention_, rows_.sequence(slot), 1, backward);
+  });
+  return work;
+}
+
 // The contexts of step s, side by side with h or, where h is still to come, into the input as well.
 template <class T>
 void AttentionTape<T>::attend_share(const Team& team, ptrdiff_t s, bool to_input) {
-  const Scope scope(Phase::kAttention);
+  const Scope scope(Phase::kAttention, -1, [&] { return attend_work(team, s, false); });
   const MatrixRows<T> h = query_rows(s);
   for_slots(team, rows_, s, [&](ptrdiff_t slot) {
     const ptrdiff_t row = rows_.start(s) + slot, n = rows_.sequence(slot), S = memory_.length(n);
@@ -163,7 +174,10 @@ void AttentionTape<T>::attend_share(const Team& team, ptrdiff_t s, bool to_input
 // a = tanh(W_o [context ; h]) of packed rows; waits for all threads.
 template <class T>
 void AttentionTape<T>::outputs_share(Team& team, ptrdiff_t first, ptrdiff_t count) {
-  const Scope scope(Phase::kAttention);
+  const Scope scope(Phase::kAttention, -1, [&] {
+    return product_work(count, O_, M_ + H_, sizeof(T), sizeof(T), team.threads()) +
+           elements_work(count * O_ / team.threads(), 20, 2 * sizeof(T));
+  });
   gemm_share<T>(k_,
                 {.M = count,
                  .N = O_,
@@ -264,7 +278,7 @@ size_t AttentionTape<T>::bytes() const {
 // those of h.
 template <class T>
 void AttentionTape<T>::attend_backward_share(const Team& team, ptrdiff_t s) {
-  const Scope scope(Phase::kAttention);
+  const Scope scope(Phase::kAttention, -1, [&] { return attend_work(team, s, true); });
   const bool additive = attention_->additive();
   const MatrixRows<T> h = query_rows(s);
   for_slots(team, rows_, s, [&](ptrdiff_t slot) {
@@ -293,7 +307,10 @@ void AttentionTape<T>::attend_backward_share(const Team& team, ptrdiff_t s) {
 // From the derivatives of a to those of the argument of tanh, and of [context ; h]; waits for all threads.
 template <class T>
 void AttentionTape<T>::output_gradients_share(Team& team, ptrdiff_t first, ptrdiff_t count) {
-  const Scope scope(Phase::kAttention);
+  const Scope scope(Phase::kAttention, -1, [&] {
+    return product_work(count, M_ + H_, O_, sizeof(T), sizeof(T), team.threads()) +
+           elements_work(count * O_ / team.threads(), 4, 3 * sizeof(T));
+  });
   const Share share = share_of(count, team.thread(), team.threads());
   const T* const a = outputs_.data() + first * O_;
   T* const d = d_outputs_.data() + first * O_;
@@ -379,6 +396,9 @@ void AttentionTape<T>::backward(const T* dy, const T* dh_n, const T* dc_n, const
       }
       if (additive) {  // through the query, to the h it is made of
         team.barrier();
+        const Scope scope(Phase::kAttention, -1, [&] {
+          return product_work(rows_.active(s), H_, A_, sizeof(T), sizeof(T), team.threads());
+        });
         T* const to = bahdanau() ? d_h_.data() : d_h;
         const ptrdiff_t to_row = bahdanau() ? H_ : joined_pitch_;
         gemm_share<T>(k_,
@@ -422,9 +442,22 @@ void AttentionTape<T>::backward(const T* dy, const T* dh_n, const T* dc_n, const
 template <class T>
 void AttentionTape<T>::weight_gradients_share(Team& team, const T* memory,
                                               const AttentionGradients<T>& gradients) {
-  const Scope scope(Phase::kWeightGradient);
   const ptrdiff_t N = rows_.batch(), R = order_.rows();
   const bool additive = attention_->additive(), dot = attention_->kind == Attention::kDot;
+  const auto product = [](ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, int threads) {
+    return product_work(m, n, k, sizeof(T), sizeof(T), threads);
+  };
+  const Scope scope(Phase::kWeightGradient, -1, [&] {
+    Work work = product(O_, M_ + H_, R, team.threads());
+    if (additive) work = work + product(A_, H_, R, team.threads());
+    for (ptrdiff_t slot = team.thread(); slot < N; slot += team.threads()) {
+      const ptrdiff_t S = memory_.length(rows_.sequence(slot)), steps = rows_.length(slot);
+      work = work + product(S, M_, steps, 1);
+      if (!additive) work = work + product(S, A_, steps, 1);
+      if (!dot) work = work + product(S, M_, A_, 1) + product(A_, M_, S, 1);
+    }
+    return work;
+  });
   T* const scratch = scratch_[static_cast<size_t>(team.thread())].data();
   const int32_t* const order = order_.row.data();
   gemm_transposed_share<T>(k_,

@@ -89,6 +89,7 @@ class AttentionTape {
   void own_tokens_share(Team& team, const AttentionBatch<T>& batch, ptrdiff_t s, int32_t* tokens);
   void queries_share(Team& team, ptrdiff_t s);
   void attend_share(const Team& team, ptrdiff_t s, bool to_input);
+  Work attend_work(const Team& team, ptrdiff_t s, bool backward) const;
   void outputs_share(Team& team, ptrdiff_t first, ptrdiff_t count);
   void attend_backward_share(const Team& team, ptrdiff_t s);
   void output_gradients_share(Team& team, ptrdiff_t first, ptrdiff_t count);

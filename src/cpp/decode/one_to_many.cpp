@@ -147,6 +147,15 @@ class Loop {
   ptrdiff_t first_rows() const { return rows_.steps() > 0 ? rows_.active(0) : 0; }
   int32_t& source(ptrdiff_t s, ptrdiff_t j) { return source_[static_cast<size_t>(rows_.start(s) + j)]; }
 
+  // The output layer of the steps [begin, end), one of its three products.
+  Work output_work(ptrdiff_t begin, ptrdiff_t end, int threads) const {
+    return product_work(rows_.start(end) - rows_.start(begin), O_, H_, sizeof(T), sizeof(T), threads);
+  }
+  // Probabilities by embeddings, or its backward products; nothing with other feedback.
+  Work mix_work(ptrdiff_t rows, int threads) const {
+    return soft_ ? product_work(rows, O_, I_, sizeof(T), sizeof(T), threads) : Work{};
+  }
+
   // body(packed row, user's row)
   template <class Body>
   void for_rows(const Body& body) const {
@@ -183,8 +192,8 @@ class Loop {
 
   // z of the steps [begin, end)
   void output_share(Team& team, ptrdiff_t begin, ptrdiff_t end) {
-    const Scope scope(Phase::kOutput);
     if (begin == end) return;
+    const Scope scope(Phase::kOutput, -1, [&] { return output_work(begin, end, team.threads()); });
     const MatrixRows<T> h = stepwise_.h(begin);
     gemm_share<T>(k_,
                   {.M = rows_.start(end) - rows_.start(begin),
@@ -202,8 +211,8 @@ class Loop {
 
   // x_{s+1} of the slots that go on, from z_s or the targets.
   void feed_share(Team& team, ptrdiff_t s) {
-    const Scope scope(Phase::kSampling);
     const ptrdiff_t M = rows_.active(s + 1);
+    const Scope scope(Phase::kSampling, -1, [&] { return mix_work(M, team.threads()); });
     const Share own = share_of(M, team.thread(), team.threads());
     for (ptrdiff_t j = own.begin; j < own.end; ++j) {
       const Philox4 random = philox(request_.seed, kFeedbackStream, static_cast<uint32_t>(rows_.sequence(j)),
@@ -255,8 +264,8 @@ class Loop {
   // dz_s += what x_{s+1} hands back, of rows that were fed their own output; ends with a barrier.
   //   output: dx     soft: (p / temperature) (dp - sum p dp), dp = dx E^T
   void feedback_gradient_share(Team& team, ptrdiff_t s) {
-    const Scope scope(Phase::kInputGradient);
     const ptrdiff_t M = rows_.active(s + 1);
+    const Scope scope(Phase::kInputGradient, -1, [&] { return mix_work(M, team.threads()); });
     if (soft_) {
       gemm_share<T>(k_,
                     {.M = M,
@@ -292,7 +301,7 @@ class Loop {
 
   // dh = dz W of the steps [begin, end)
   void dh_share(Team& team, ptrdiff_t begin, ptrdiff_t end) {
-    const Scope scope(Phase::kInputGradient);
+    const Scope scope(Phase::kInputGradient, -1, [&] { return output_work(begin, end, team.threads()); });
     gemm_share<T>(k_,
                   {.M = rows_.start(end) - rows_.start(begin),
                    .N = H_,
@@ -308,7 +317,8 @@ class Loop {
   }
 
   void output_gradients_share(Team& team, const OneToManyGradients<T>& gradients, T* scratch) {
-    const Scope scope(Phase::kWeightGradient);
+    const Scope scope(Phase::kWeightGradient, -1,
+                      [&] { return output_work(0, rows_.steps(), team.threads()); });
     const ptrdiff_t P = rows_.total();
     if (P == 0) return;
     const MatrixRows<T> h = stepwise_.h(0);
@@ -334,7 +344,7 @@ class Loop {
 
   // dE += p^T dx of the rows that were fed probabilities
   void mix_gradient_share(Team& team, T* d_embedding, T* scratch) {
-    const Scope scope(Phase::kWeightGradient);
+    const Scope scope(Phase::kWeightGradient, -1, [&] { return mix_work(rows_.total(), team.threads()); });
     std::vector<int32_t> fed, from;
     for (ptrdiff_t s = 0; s + 1 < rows_.steps(); ++s) {
       for (ptrdiff_t j = 0; j < rows_.active(s + 1); ++j) {
@@ -361,8 +371,9 @@ class Loop {
 
   // dE[k] += dx of the rows that were fed token k, in the order of rows: threads share columns.
   void embedding_gradient_share(const Team& team, T* d_embedding) {
-    const Scope scope(Phase::kWeightGradient);
     const Share columns = share_of(I_, team.thread(), team.threads(), 16);
+    const Scope scope(Phase::kWeightGradient, -1,
+                      [&] { return elements_work(rows_.total() * columns.size(), 1, 3 * sizeof(T)); });
     for (ptrdiff_t r = 0; r < rows_.total(); ++r) {
       const int32_t token = source_[static_cast<size_t>(r)];
       if (token >= 0)

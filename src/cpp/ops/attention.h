@@ -13,6 +13,7 @@
 
 #include "ops/ops.h"
 #include "runtime/products.h"
+#include "runtime/profiler.h"
 
 namespace fusedlstm {
 
@@ -65,6 +66,14 @@ class SourceMemory {
     T *d_scores, *d_query, *d_v, *d_w, *d_keys, *d_coverage;
   };
   void attend_backward(const PackedAttention<T>& attention, ptrdiff_t n, const RowBackward& row) const;
+
+  // What one call of these does.
+  Work attend_work(const PackedAttention<T>& attention, ptrdiff_t n, ptrdiff_t rows, bool backward) const {
+    const double S = static_cast<double>(length(n)), R = static_cast<double>(rows);
+    const double a_key = !attention.additive() ? 2 : backward ? 30 : 24;  // tanh counts 20
+    const double A = static_cast<double>(attention.A), M = static_cast<double>(attention.M);
+    return {R * S * (a_key * A + 2 * M), (S * (A + M) + R * (S + A + M)) * static_cast<double>(sizeof(T))};
+  }
 
   ptrdiff_t key_panels_size(ptrdiff_t n) const { return padded_[static_cast<size_t>(n)] * A_; }
   ptrdiff_t key_panels_offset(ptrdiff_t n) const { return start_[static_cast<size_t>(n)] * A_; }

@@ -40,6 +40,7 @@ constexpr size_t kPhases = sizeof kPhaseNames / sizeof *kPhaseNames;
 struct Work {
   double flops = 0, bytes = 0;
 };
+inline Work operator+(Work a, Work b) { return {a.flops + b.flops, a.bytes + b.bytes}; }
 // A thread's part of C (M, N) = A (M, K) B (K, N) that `threads` make together; bytes of an element of A and
 // B, and of C.
 inline Work product_work(ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, size_t operand, size_t result,
