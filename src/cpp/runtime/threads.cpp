@@ -40,7 +40,8 @@ struct JobState {
 
 namespace {
 
-constexpr int kSpins = 4000;
+constexpr int kSpins = 300;   // 5 to 20 microseconds of pauses; from then on others may have the CPU,
+constexpr int kYields = 500;  // among them the thread that is waited for. After these a worker sleeps.
 constexpr auto kPollEvery = std::chrono::milliseconds(30);
 
 void pause() {
@@ -50,6 +51,19 @@ void pause() {
   asm volatile("yield");
 #endif
 }
+
+// What to do while another thread has yet to come.
+class Wait {
+ public:
+  void once() {
+    if (spins_ == kSpins) return std::this_thread::yield();
+    ++spins_;
+    pause();
+  }
+
+ private:
+  int spins_ = 0;
+};
 
 void run_share(JobState& state, int thread, const std::function<void(Team&)>& job) {
   const FlushToZero flush;
@@ -83,12 +97,7 @@ class Pool {
     wake_.notify_all();
     run_share(state, 0, job);
     const Scope scope(Phase::kWait);
-    for (int spins = 0; pending_.load(std::memory_order_acquire) != 0; ++spins) {
-      if (spins < kSpins)
-        pause();
-      else
-        std::this_thread::yield();
-    }
+    for (Wait wait; pending_.load(std::memory_order_acquire) != 0;) wait.once();
     if (state.error) std::rethrow_exception(state.error);
     return true;
   }
@@ -105,8 +114,10 @@ class Pool {
   [[noreturn]] void work(int thread, unsigned seen) {
     name_worker(thread);
     for (;;) {
-      for (int spins = 0; spins < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spins)
-        pause();
+      Wait wait;
+      for (int times = 0; times < kSpins + kYields && generation_.load(std::memory_order_acquire) == seen;
+           ++times)
+        wait.once();
       const std::function<void(Team&)>* job;
       JobState* state;
       {
@@ -229,13 +240,8 @@ void Team::barrier() {
     state_.phase.fetch_add(1, std::memory_order_acq_rel);
   } else {
     const Scope scope(Phase::kWait);
-    for (int spins = 0; state_.phase.load(std::memory_order_acquire) == phase; ++spins) {
+    for (Wait wait; state_.phase.load(std::memory_order_acquire) == phase; wait.once())
       if (state_.stop.load(std::memory_order_relaxed)) throw Interrupted();
-      if (spins < kSpins)
-        pause();
-      else
-        std::this_thread::yield();
-    }
   }
   poll();
 }
