@@ -38,8 +38,8 @@ ready()
 _core.lstm_forward_tape(p, x)
 """,
     "lstm_backward": """
-p = lstm(8, 256, 1)
-x = np.zeros((1, 25_000, 8), "float32")
+p = lstm(8, 512, 1)
+x = np.zeros((1, 9_000, 8), "float32")
 y, h, c, tape = _core.lstm_forward_tape(p, x)
 ready()
 _core.lstm_backward(p, tape, y, gradients=np.zeros(p.lstm.num_parameters, "float32"))
