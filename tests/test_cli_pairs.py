@@ -70,9 +70,8 @@ def test_training_says_what_came_out(folder, capsys, tmp_path):
     captured = capsys.readouterr()
     assert "25 pairs to train on, 25 to validate on, vocabularies" in captured.err
     assert "epoch 2/2" in captured.err
-    assert (
-        len(re.findall(r"(validation|test) loss .* nats per char, .* bits per character", captured.out)) == 2
-    )
+    losses = re.findall(r"(validation|test) loss .* nats per character, .* bits per character", captured.out)
+    assert len(losses) == 2
     start = read_log(tmp_path / "log")[0]
     assert start["teacher"] == {"name": "linear", "steps": 10, "final": 0.0}
     assert start["label_smoothing"] == 0.1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from fusedlstm.cli.training import (
     add_parameters,
     add_training,
     check_outputs,
+    fit_and_save,
     fit_options,
-    how_to_continue,
 )
 
 # Zaremba, Sutskever and Vinyals 2014, section 4.1; learning rates fall once per epoch after the given one
@@ -141,21 +140,14 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train, write the model, and say what came out."""
-    from fusedlstm import LanguageModel, isa, num_threads
+    from fusedlstm import LanguageModel
     from fusedlstm.data import Vocabulary, read_corpus, split_tokens
-    from fusedlstm.training import plot_log
-    from fusedlstm.training.progress import describe_loss
 
     output = Path(options.output)
     checkpoint = Path(options.checkpoint or output.with_suffix(".checkpoint"))
     check_outputs(options, checkpoint, [options.validation_file, options.test_file, *options.files])
     use_threads(options.threads)
     common = fit_options(options, checkpoint)
-    quiet = options.progress is False
-
-    def say(text: str) -> None:
-        if not quiet:
-            print(text, file=sys.stderr, flush=True)
 
     level = options.level
     text = read_corpus(options.files, level)
@@ -188,38 +180,17 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     token = "character" if level == "char" else level
-    say(
+    return fit_and_save(
+        options,
+        checkpoint,
+        model,
+        tokens,
+        test,
+        level,
         f"{len(tokens):,} {token}s to train on, {0 if validation is None else len(validation):,} to validate "
-        f"on, vocabulary {len(vocabulary):,}; {options.layers} x {options.hidden} LSTM, "
-        f"{model.num_parameters:,} parameters; {num_threads()} threads, {isa()}"
+        f"on, vocabulary {len(vocabulary):,}; {options.layers} x {options.hidden} LSTM",
+        validation=validation,
+        window=options.window,
+        tape=options.tape,
+        **common,
     )
-    if options.resume and not checkpoint.exists():
-        say(f"no checkpoint {checkpoint}: starting from the beginning")
-    try:
-        history = model.fit(
-            tokens,
-            validation=validation,
-            window=options.window,
-            tape=options.tape,
-            **common,
-        )
-    except KeyboardInterrupt:
-        how_to_continue(options, checkpoint)
-        return 130
-    model.save(output)
-
-    print(f"wrote {output} after {history.steps:,} steps (stopped: {history.stopped})")
-    if history.best_loss is not None:
-        print(
-            f"validation loss {history.best_loss:.4f} nats per {token}, "
-            f"{describe_loss(history.best_loss, level)}, best of epoch {history.best_epoch}"
-        )
-    if test is not None:
-        loss = model.evaluate(test)
-        print(f"test loss {loss:.4f} nats per {token}, {describe_loss(loss, level)}")
-    if history.seconds > 0 and history.tokens:
-        print(f"{history.seconds:.1f} s, {history.tokens / history.seconds:,.0f} tokens/s with validation")
-    if options.plot is not None:
-        plot_log(options.log, options.plot)
-        print(f"wrote {options.plot}")
-    return 0

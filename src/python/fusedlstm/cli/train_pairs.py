@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,8 @@ from fusedlstm.cli.training import (
     add_parameters,
     add_training,
     check_outputs,
+    fit_and_save,
     fit_options,
-    how_to_continue,
 )
 
 if TYPE_CHECKING:
@@ -201,10 +200,8 @@ def _teacher(options: argparse.Namespace) -> float | TeacherSchedule:
 
 def run(options: argparse.Namespace) -> int:
     """Train, write the model, and say what came out."""
-    from fusedlstm import Seq2Seq, isa, num_threads
+    from fusedlstm import Seq2Seq
     from fusedlstm.data import Tokenizer, TokenizerPair
-    from fusedlstm.training import plot_log
-    from fusedlstm.training.progress import describe_loss
 
     output = Path(options.output)
     checkpoint = Path(options.checkpoint or output.with_suffix(".checkpoint"))
@@ -247,45 +244,18 @@ def run(options: argparse.Namespace) -> int:
         init="torch" if options.init_uniform is None else ("uniform", options.init_uniform),
         seed=options.seed,
     )
-
-    def say(text: str) -> None:
-        if options.progress is not False:
-            print(text, file=sys.stderr, flush=True)
-
-    say(
+    return fit_and_save(
+        options,
+        checkpoint,
+        model,
+        pairs,
+        test,
+        target.kind,
         f"{len(pairs):,} pairs to train on, {0 if validation is None else len(validation):,} to validate on, "
-        f"vocabularies {len(source):,} and {len(target):,}; {options.layers} x {options.hidden} LSTMs, "
-        f"{model.num_parameters:,} parameters; {num_threads()} threads, {isa()}"
+        f"vocabularies {len(source):,} and {len(target):,}; {options.layers} x {options.hidden} LSTMs",
+        validation=validation,
+        max_length=options.max_length,
+        label_smoothing=options.label_smoothing,
+        teacher=teacher,
+        **common,
     )
-    if options.resume and not checkpoint.exists():
-        say(f"no checkpoint {checkpoint}: starting from the beginning")
-    try:
-        history = model.fit(
-            pairs,
-            validation=validation,
-            max_length=options.max_length,
-            label_smoothing=options.label_smoothing,
-            teacher=teacher,
-            **common,
-        )
-    except KeyboardInterrupt:
-        how_to_continue(options, checkpoint)
-        return 130
-    model.save(output)
-
-    unit = target.kind
-    print(f"wrote {output} after {history.steps:,} steps (stopped: {history.stopped})")
-    if history.best_loss is not None:
-        print(
-            f"validation loss {history.best_loss:.4f} nats per {unit}, "
-            f"{describe_loss(history.best_loss, unit)}, best of epoch {history.best_epoch}"
-        )
-    if test is not None:
-        loss = model.evaluate(test)
-        print(f"test loss {loss:.4f} nats per {unit}, {describe_loss(loss, unit)}")
-    if history.seconds > 0 and history.tokens:
-        print(f"{history.seconds:.1f} s, {history.tokens / history.seconds:,.0f} tokens/s with validation")
-    if options.plot is not None:
-        plot_log(options.log, options.plot)
-        print(f"wrote {options.plot}")
-    return 0

@@ -19,6 +19,7 @@ from fusedlstm.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from fusedlstm import LanguageModel, Seq2Seq
     from fusedlstm.training import Optimiser, Schedule
 
 
@@ -255,7 +256,55 @@ def fit_options(options: argparse.Namespace, checkpoint: Path) -> dict[str, Any]
     }
 
 
-def how_to_continue(options: argparse.Namespace, checkpoint: Path) -> None:
+def fit_and_save(
+    options: argparse.Namespace,
+    checkpoint: Path,
+    model: LanguageModel | Seq2Seq,
+    data: Any,
+    test: Any,
+    unit: str,
+    what: str,
+    /,
+    **settings: Any,
+) -> int:
+    """Train on ``data``, which is ``what``, write the model, and say what came out."""
+    from fusedlstm import isa, num_threads
+    from fusedlstm.training import plot_log
+    from fusedlstm.training.progress import describe_loss
+
+    def say(text: str) -> None:
+        if options.progress is not False:
+            print(text, file=sys.stderr, flush=True)
+
+    say(f"{what}, {model.num_parameters:,} parameters; {num_threads()} threads, {isa()}")
+    if options.resume and not checkpoint.exists():
+        say(f"no checkpoint {checkpoint}: starting from the beginning")
+    try:
+        history = model.fit(data, **settings)
+    except KeyboardInterrupt:
+        _how_to_continue(options, checkpoint)
+        return 130
+    model.save(options.output)
+
+    token = "character" if unit == "char" else unit
+    print(f"wrote {options.output} after {history.steps:,} steps (stopped: {history.stopped})")
+    if history.best_loss is not None:
+        print(
+            f"validation loss {history.best_loss:.4f} nats per {token}, "
+            f"{describe_loss(history.best_loss, unit)}, best of epoch {history.best_epoch}"
+        )
+    if test is not None:
+        loss = model.evaluate(test)
+        print(f"test loss {loss:.4f} nats per {token}, {describe_loss(loss, unit)}")
+    if history.seconds > 0 and history.tokens:
+        print(f"{history.seconds:.1f} s, {history.tokens / history.seconds:,.0f} tokens/s with validation")
+    if options.plot is not None:
+        plot_log(options.log, options.plot)
+        print(f"wrote {options.plot}")
+    return 0
+
+
+def _how_to_continue(options: argparse.Namespace, checkpoint: Path) -> None:
     """What to type after Ctrl-C."""
     words = [word for word in options.words if word != "--resume"]
     print(
