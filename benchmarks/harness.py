@@ -286,7 +286,12 @@ def line_of(record: Record) -> str:
         value = record["ceiling"]
         return f"{head}  " + ("not on this machine" if value is None else f"{value:.1f} {record['unit']}")
     if "seconds" in record:
-        return f"{head}  {1e3 * record['seconds']['median']:.1f} ms beyond numpy"
+        resident = record["resident_bytes"]
+        memory = "" if resident is None else f", {resident / 2**20:.1f} MiB resident"
+        return (
+            f"{head}  {1e3 * record['seconds']['median']:.1f} ms{memory} beyond numpy, "
+            f"{record['installed_bytes'] / 2**20:.1f} MiB installed"
+        )
     if "largest_residual" in record:
         return f"{head}  line through the times: largest residual {record['largest_residual']:.1%}"
     if "added_bytes" in record:
