@@ -41,7 +41,7 @@ def main() -> None:
         record
         for path in arguments.records
         for record in json.loads(path.read_text())["records"]
-        if record["threads"] == arguments.threads and record.get("peer") in COLOURS
+        if record["threads"] == arguments.threads and "ratio" in record
     ]
 
     import matplotlib
@@ -52,13 +52,12 @@ def main() -> None:
     figure, axis = pyplot.subplots(figsize=(9, 7), layout="constrained")
     row, ticks, labels, shown = 0.0, [], [], set()
     for label, benchmark, case in CASES:
-        bars = sorted(
-            (
-                (record["ratio"], record["peer"])
-                for record in records
-                if record["benchmark"] == benchmark and record["case"].split(" (")[0] == case
-            ),
-        )
+        ratios: dict[str, float] = {}  # of several forms of a peer, the one that loses least
+        for record in records:
+            peer = record["peer"].split()[0]
+            if record["benchmark"] == benchmark and record["case"].split(" (")[0] == case and peer in COLOURS:
+                ratios[peer] = min(record["ratio"], ratios.get(peer, record["ratio"]))
+        bars = sorted((ratio, peer) for peer, ratio in ratios.items())
         if not bars:
             continue
         for ratio, peer in bars:
