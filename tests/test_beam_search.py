@@ -113,16 +113,12 @@ def test_pieces_of_several_prompts(model):
 
 
 def test_pieces_come_while_the_search_runs(model):
-    started = time.perf_counter()
     whole = model.beam_search("the", max_new_tokens=2_000)[0].text
-    duration = time.perf_counter() - started
-    started = time.perf_counter()
-    stream = model.stream_beam_search("the", max_new_tokens=2_000)
+    stream = model.stream_beam_search("the", max_new_tokens=1_000_000)  # minutes
     first = next(stream)
-    latency = time.perf_counter() - started
+    assert "fusedlstm-generate" in [thread.name for thread in threading.enumerate()]
     stream.close()
     assert whole.startswith(first)
-    assert latency < duration / 3
 
 
 def test_closing_a_stream_stops_the_search(model):

@@ -184,17 +184,12 @@ def test_words_are_separated(word_model):
 
 
 def test_pieces_come_while_the_loop_runs(model):
-    """The first piece of a long text is there long before the whole text could be."""
-    started = time.perf_counter()
-    whole = model.generate("the", max_new_tokens=20_000)
-    duration = time.perf_counter() - started
-    started = time.perf_counter()
-    stream = model.stream("the", max_new_tokens=20_000)
+    whole = model.generate("the", max_new_tokens=2_000)
+    stream = model.stream("the", max_new_tokens=10_000_000)  # minutes
     first = next(stream)
-    latency = time.perf_counter() - started
+    assert "fusedlstm-generate" in [thread.name for thread in threading.enumerate()]
     stream.close()
     assert whole.startswith(first)
-    assert latency < duration / 3
 
 
 def test_streams_of_several_prompts(model, byte_model):
