@@ -70,6 +70,8 @@ void cell_tile(const CellForward<T>& s, ptrdiff_t m0, ptrdiff_t u) {
     for (int v = 0; m0 + M + m < s.M && v < Blocks * 4; ++v)
       __builtin_prefetch(s.input + (m0 + M + m) * s.input_row + (v % 4) * s.H_pad + u + (v / 4) * W);
   }
+  const ptrdiff_t next_unit =
+      s.descending ? (u > s.unit_begin ? u - W : u) : (u + W < s.unit_end ? u + W : s.unit_begin);
   T a[M * Blocks * block];  // [row][block][gate][lane]
   for (int m = 0; m < M; ++m)
     for (int v = 0; v < Blocks * 4; ++v)
@@ -77,10 +79,10 @@ void cell_tile(const CellForward<T>& s, ptrdiff_t m0, ptrdiff_t u) {
                load(s.input + (m0 + m) * s.input_row + (v % 4) * s.H_pad + u + (v / 4) * W));
   for (int panel = 0; s.recurrent && panel < 2 * Blocks; panel += P) {
     T* part = a + panel * kPanel<T>;
-    tile<T, M, P, LayoutA::kRows>(
-        s.H, s.h_prev + m0 * s.h_row, s.h_row, s.recurrent + u * 4 * s.H + panel * s.H * kPanel<T>,
-        s.H * kPanel<T>, part, Blocks * block, part, Blocks * block,
-        s.recurrent + ((u + W < s.unit_end ? u + W : s.unit_begin) * 4 + m0 / kTileRows % 4 * W) * s.H);
+    tile<T, M, P, LayoutA::kRows>(s.H, s.h_prev + m0 * s.h_row, s.h_row,
+                                  s.recurrent + u * 4 * s.H + panel * s.H * kPanel<T>, s.H * kPanel<T>, part,
+                                  Blocks * block, part, Blocks * block,
+                                  s.recurrent + (next_unit * 4 + m0 / kTileRows % 4 * W) * s.H);
   }
   // First all gates, then all h: what waits is side by side.
   for (int m = 0; m < M; ++m)
@@ -90,16 +92,32 @@ void cell_tile(const CellForward<T>& s, ptrdiff_t m0, ptrdiff_t u) {
     for (int b = 0; b < Blocks; ++b) h_forward<T>(s, m0 + m, u + b * W, a + (m * Blocks + b) * block);
 }
 
+template <int N>
+struct Blocks {
+  static constexpr int count = N;
+};
+
+// tile(u, Blocks<n>) for all units in the order of `descending`, n = Most blocks of kLanes units at a time
+// and the rest one by one.
+template <class T, int Most, class Tile>
+FUSEDLSTM_INLINE void for_unit_blocks(const CellForward<T>& s, Tile tile) {
+  constexpr int W = kLanes<T>;
+  const ptrdiff_t units = s.unit_end - s.unit_begin;
+  const auto at = [&](ptrdiff_t done, int blocks) {
+    return s.descending ? s.unit_end - done - blocks * W : s.unit_begin + done;
+  };
+  ptrdiff_t done = 0;
+  for (; done + Most * W <= units; done += Most * W) tile(at(done, Most), Blocks<Most>{});
+  for (; Most > 1 && done < units; done += W) tile(at(done, 1), Blocks<1>{});
+}
+
 template <class T, Cell Part>
 void cell_rows(const CellForward<T>& s) {
-  constexpr int W = kLanes<T>;
   if (s.M == 1) {  // one row: two blocks at a time, enough chains to hide the latency of fma
-    ptrdiff_t u = s.unit_begin;
-    for (; u + 2 * W <= s.unit_end; u += 2 * W) cell_tile<T, Part, 1, 2>(s, 0, u);
-    for (; u < s.unit_end; u += W) cell_tile<T, Part, 1, 1>(s, 0, u);
+    for_unit_blocks<T, 2>(s, [&](ptrdiff_t u, auto blocks) { cell_tile<T, Part, 1, blocks.count>(s, 0, u); });
     return;
   }
-  for (ptrdiff_t u = s.unit_begin; u < s.unit_end; u += W) {
+  for_unit_blocks<T, 1>(s, [&](ptrdiff_t u, auto) {
     ptrdiff_t m = 0;
     for (; m + kTileRows <= s.M; m += kTileRows) cell_tile<T, Part, kTileRows, 1>(s, m, u);
     switch (s.M - m) {
@@ -119,7 +137,7 @@ void cell_rows(const CellForward<T>& s) {
         cell_tile<T, Part, 5, 1>(s, m, u);
         break;
     }
-  }
+  });
 }
 
 template <class T>

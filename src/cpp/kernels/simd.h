@@ -135,6 +135,18 @@ template <class V>
 FUSEDLSTM_INLINE V at_least(V a, V limit) {
   return a < limit ? limit : a;
 }
+#if defined(FUSEDLSTM_LEVEL_AVX512)
+// One instruction: of two arguments that do not compare it gives the second. Full masks for the reason below.
+FUSEDLSTM_INLINE Vec<float> at_most(Vec<float> a, Vec<float> limit) {
+  return _mm512_maskz_min_ps(0xffff, limit, a);
+}
+FUSEDLSTM_INLINE Vec<float> at_least(Vec<float> a, Vec<float> limit) {
+  return _mm512_maskz_max_ps(0xffff, limit, a);
+}
+#elif defined(FUSEDLSTM_LEVEL_AVX2)
+FUSEDLSTM_INLINE Vec<float> at_most(Vec<float> a, Vec<float> limit) { return _mm256_min_ps(limit, a); }
+FUSEDLSTM_INLINE Vec<float> at_least(Vec<float> a, Vec<float> limit) { return _mm256_max_ps(limit, a); }
+#endif
 
 // fma(a, b, c) = a * b + c with one rounding.
 #if defined(FUSEDLSTM_LEVEL_AVX512)

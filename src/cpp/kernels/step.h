@@ -74,10 +74,8 @@ __attribute__((noinline)) void step_tile(const StepForward<T>& s, ptrdiff_t u) {
 
 template <class T, int M>
 void step_rows(const StepForward<T>& s) {
-  constexpr int W = kLanes<T>, blocks = kStepBlocks<M>;
-  ptrdiff_t u = s.cell.unit_begin;
-  for (; u + blocks * W <= s.cell.unit_end; u += blocks * W) step_tile<T, M, blocks>(s, u);
-  for (; u < s.cell.unit_end; u += W) step_tile<T, M, 1>(s, u);
+  for_unit_blocks<T, kStepBlocks<M>>(s.cell,
+                                     [&](ptrdiff_t u, auto blocks) { step_tile<T, M, blocks.count>(s, u); });
 }
 
 template <class T>

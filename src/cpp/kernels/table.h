@@ -142,6 +142,9 @@ struct CellForward {
   T* c;
   ptrdiff_t c_row;
   T* h;  // (M, H_pad), h_row apart
+  // Units from the last to the first: of two steps that differ in this, the second begins with the weights
+  // that the first has just read, which a cache still has.
+  bool descending = false;
 };
 
 // One step of one or two rows from its input: cell.input is the bias (input_row 0), or any rows that W x is

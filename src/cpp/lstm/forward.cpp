@@ -12,9 +12,18 @@
 namespace fusedlstm {
 namespace {
 
-// Rows of a chunk: their gates should stay in the last-level cache, and their products be worth packing. A
-// lean tape keeps c once for a chunk, which must be little for each of its steps.
-constexpr ptrdiff_t kChunkRows = 512, kLeanSteps = 16;
+// Rows of a chunk: their products should be worth packing, or reading weights again that no cache near the
+// core holds. Where it holds them and there is no tape, few rows, so that their gates are still there when
+// the steps take them. A lean tape keeps c once for a chunk, which must be little for each of its steps.
+constexpr ptrdiff_t kChunkRows = 512, kChunkRowsNear = 128, kLeanSteps = 16;
+constexpr ptrdiff_t kNearBytes = 1 << 20;
+
+template <class T>
+ptrdiff_t chunk_rows(const LstmShape& shape, TapeMode mode) {
+  const ptrdiff_t inputs = std::max(shape.input_size, shape.hidden_size * shape.directions());
+  const ptrdiff_t weight_bytes = 4 * shape.hidden_size * inputs * static_cast<ptrdiff_t>(sizeof(T));
+  return mode == TapeMode::kNone && weight_bytes <= kNearBytes ? kChunkRowsNear : kChunkRows;
+}
 
 template <class T>
 struct LayerRun {
@@ -79,7 +88,8 @@ struct LayerRun {
           .c_prev = own.c.data() + (keep_c ? rows.state_before(s) * state_pitch : 0) + slot,
           .c = own.c.data() + (keep_c ? rows.state_after(s) * state_pitch : 0) + slot,
           .c_row = slots.stride * state_pitch,
-          .h = own.h.data() + rows.state_after(s) * state_pitch + slot};
+          .h = own.h.data() + rows.state_after(s) * state_pitch + slot,
+          .descending = s % 2 != 0};
       {
         const Scope scope(Phase::kStep, index, [&] { return step_work(step, 0, w.compute); });
         if (!low)
@@ -224,7 +234,7 @@ std::unique_ptr<Tape<T>> forward(const PackedWeights<T>& w, ptrdiff_t N, ptrdiff
   // same.
   const bool long_chunks =
       mode == TapeMode::kLean || (mode != TapeMode::kNone && w.compute == Compute::kBfloat16);
-  const ptrdiff_t chunk = std::max(kChunkRows, long_chunks ? kLeanSteps * N : 0);
+  const ptrdiff_t chunk = std::max(chunk_rows<T>(w.shape, mode), long_chunks ? kLeanSteps * N : 0);
   auto tape = std::make_unique<Tape<T>>(Tape<T>{.shape = w.shape,
                                                 .rows = rows,
                                                 .mode = mode,

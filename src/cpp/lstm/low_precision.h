@@ -47,12 +47,15 @@ inline void low_input_share(const Level& level, const PackedLayer<float>& layer,
 inline void low_cell_forward(const Level& level, const PackedLayer<float>& layer, CellForward<float> s,
                              float* sums, ptrdiff_t sums_row, const LowRows& h_prev, LowRows& h_next,
                              ptrdiff_t first, ptrdiff_t stride) {
-  // Few rows: whole gates at a time. Many: blocks whose sums stay in the first-level cache for the gates.
+  // Few rows: several panels of each gate at a time. Many: blocks whose sums stay in the first-level cache
+  // for the gates.
   constexpr ptrdiff_t few_rows = 4, rows_together = 64;
   const bool few = s.M <= few_rows;
-  const ptrdiff_t gate_panels = s.H_pad / kLowPanel,
-                  units_together = few ? s.unit_end - s.unit_begin : kLowPanel;
-  for (ptrdiff_t u = s.unit_begin; u < s.unit_end; u += units_together) {
+  const ptrdiff_t gate_panels = s.H_pad / kLowPanel, units = s.unit_end - s.unit_begin,
+                  most_together = few ? 8 * kLowPanel : kLowPanel;
+  for (ptrdiff_t done = 0, units_together; done < units; done += units_together) {
+    units_together = std::min(most_together, units - done);
+    const ptrdiff_t u = s.descending ? s.unit_end - done - units_together : s.unit_begin + done;
     for (ptrdiff_t m = 0; m < s.M; m += rows_together) {
       CellForward<float> part = s;
       part.M = std::min(rows_together, s.M - m);

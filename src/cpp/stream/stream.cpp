@@ -124,6 +124,7 @@ void Stream<T>::step_layers(const T* x, ptrdiff_t x_row, T* y, ptrdiff_t y_row) 
               .c_row = cell.input_row});
       k.cell_forward(cell);
     }
+    step.cell.descending = !step.cell.descending;
     std::swap(layer.h, layer.h_next);
     x = layer.h.data();
     x_row = pitch_;
