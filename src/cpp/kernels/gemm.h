@@ -234,35 +234,40 @@ void interleave(const GemmTransposed<T>& g, ptrdiff_t r0, ptrdiff_t K, ptrdiff_t
 template <class T>
 void gemm_transposed(const GemmTransposed<T>& g) {
   if (g.R <= 0) return;
-  constexpr ptrdiff_t column_block = kReductionColumns;
+  const RightSide<T> sides[] = {{g.N, g.b, g.b_row, g.b_rows, g.c, g.c_row}, g.also};
   const ptrdiff_t blocks = (g.R + kReductionBlock - 1) / kReductionBlock,
                   row_block = (g.R + blocks - 1) / blocks;
-  T* const packed_b = g.scratch;
-  T* const packed_a = g.scratch + row_block * ((g.N + kPanel<T> - 1) / kPanel<T> * kPanel<T>);
   for (ptrdiff_t r0 = 0; r0 < g.R; r0 += row_block) {
     const ptrdiff_t K = smaller(row_block, g.R - r0);
-    for (ptrdiff_t n0 = 0; n0 < g.N; n0 += kPanel<T>) {
-      const ptrdiff_t columns = smaller<ptrdiff_t>(kPanel<T>, g.N - n0);
-      for (ptrdiff_t k = 0; k < K; ++k) {
-        const T* b = g.b + (g.b_rows ? g.b_rows[r0 + k] : r0 + k) * g.b_row + n0;
-        copy_panel_row(b, columns, packed_b + n0 * K + k * kPanel<T>);
+    T* packed = g.scratch;
+    for (const RightSide<T>& side : sides) {
+      for (ptrdiff_t n0 = 0; n0 < side.N; n0 += kPanel<T>) {
+        const ptrdiff_t columns = smaller<ptrdiff_t>(kPanel<T>, side.N - n0);
+        for (ptrdiff_t k = 0; k < K; ++k, packed += kPanel<T>)
+          copy_panel_row(side.b + (side.b_rows ? side.b_rows[r0 + k] : r0 + k) * side.b_row + n0, columns,
+                         packed);
       }
     }
-    for (ptrdiff_t m0 = 0; m0 < g.M; m0 += column_block) {
-      const ptrdiff_t M = smaller(column_block, g.M - m0);
+    T* const packed_a = packed;
+    for (ptrdiff_t m0 = 0; m0 < g.M; m0 += kReductionColumns) {
+      const ptrdiff_t M = smaller(kReductionColumns, g.M - m0);
       interleave(g, r0, K, m0, M, packed_a);
-      T* c = g.c + m0 * g.c_row;
-      gemm_panels_outer<T, LayoutA::kInterleaved>({.M = M,
-                                                   .N = g.N,
-                                                   .K = K,
-                                                   .a = packed_a,
-                                                   .a_row = 0,
-                                                   .b = packed_b,
-                                                   .init = c,
-                                                   .init_row = g.c_row,
-                                                   .c = c,
-                                                   .c_row = g.c_row,
-                                                   .b_panel = K * kPanel<T>});
+      const T* packed_b = g.scratch;
+      for (const RightSide<T>& side : sides) {
+        T* c = side.c + m0 * side.c_row;
+        gemm_panels_outer<T, LayoutA::kInterleaved>({.M = M,
+                                                     .N = side.N,
+                                                     .K = K,
+                                                     .a = packed_a,
+                                                     .a_row = 0,
+                                                     .b = packed_b,
+                                                     .init = c,
+                                                     .init_row = side.c_row,
+                                                     .c = c,
+                                                     .c_row = side.c_row,
+                                                     .b_panel = K * kPanel<T>});
+        packed_b += (side.N + kPanel<T> - 1) / kPanel<T> * kPanel<T> * K;
+      }
     }
   }
 }

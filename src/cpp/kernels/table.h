@@ -28,6 +28,15 @@ struct Gemm {
 
 // C (M, N) += A^T B over R rows, in the order of a_rows, b_rows (null: 0, 1, 2 ...).
 template <class T>
+struct RightSide {
+  ptrdiff_t N;
+  const T* b;
+  ptrdiff_t b_row;
+  const int32_t* b_rows;
+  T* c;
+  ptrdiff_t c_row;
+};
+template <class T>
 struct GemmTransposed {
   ptrdiff_t M, N, R;
   const T* a;
@@ -38,10 +47,12 @@ struct GemmTransposed {
   const int32_t* b_rows;
   T* c;
   ptrdiff_t c_row;
-  T* scratch;  // transposed_scratch(N, panel) elements
+  T* scratch;              // transposed_scratch(N, panel, also.N) elements
+  RightSide<T> also = {};  // another product of the same A; N = 0: none
 };
-inline ptrdiff_t transposed_scratch(ptrdiff_t N, ptrdiff_t panel) {
-  return kReductionBlock * ((N + panel - 1) / panel * panel + kReductionColumns);
+inline ptrdiff_t transposed_scratch(ptrdiff_t N, ptrdiff_t panel, ptrdiff_t also = 0) {
+  const ptrdiff_t panels = (N + panel - 1) / panel + (also + panel - 1) / panel;
+  return kReductionBlock * (panels * panel + kReductionColumns);
 }
 
 // bfloat16 is the upper half of a float32, held as uint16_t. Rows of a bfloat16 matrix are zero from their

@@ -56,9 +56,9 @@ class LayerBackward {
         c_(tape.mode == TapeMode::kLean ? (rows_.batch() + tape.chunks.most_rows()) * pitch_ : 0) {
     const ptrdiff_t distinct = static_cast<ptrdiff_t>(tape.tokens.distinct.size());
     if (input_.by_token()) d_table_ = Buffer<T>::zeros(distinct * gates_pitch_);
-    const ptrdiff_t columns = std::max(packed_.inputs, shape_.hidden_size);
+    const ptrdiff_t inputs = packed_.inputs, columns = std::max(inputs, shape_.hidden_size);
     for (int t = 0; t < threads; ++t) {
-      scratch_.emplace_back(bf16() ? 0 : transposed_scratch(columns, k_.panel));
+      scratch_.emplace_back(bf16() ? 0 : transposed_scratch(inputs, k_.panel, shape_.hidden_size));
       scratch16_.emplace_back(bf16() ? transposed_scratch_bf16(columns) : 0);
     }
     if (!bf16()) return;
@@ -330,28 +330,40 @@ class LayerBackward {
     const Scope scope(Phase::kWeightGradient, layer_,
                       [&] { return weight_gradient_work(R, packed_.inputs, team.threads()); });
     const WeightGradients<T> weights{k_, shape_.hidden_size, H_pad_, dA, gates_pitch_};
-    T* const d_weight = parameters + offset_.weight_ih;
     if constexpr (std::is_same_v<T, float>) {
       if (bf16()) {
         const LowRows& x16 = input_.rounded(team, x, R);
         weights.product_share(w_.level->bf16, team, R, dA16_.data(), dA16_pitch(), order, x16.bf16.data(),
-                              x16.pitch, order, packed_.inputs, d_weight, scratch16(team));
+                              x16.pitch, order, packed_.inputs, parameters + offset_.weight_ih,
+                              scratch16(team));
         return;
       }
     }
-    weights.product_share(team, R, order, x.data, x.pitch, order, packed_.inputs, d_weight, scratch(team));
+    weights.product_share(team, R, order, input_side(x, order, parameters), {}, scratch(team));
+  }
+  RightSide<T> input_side(MatrixRows<T> x, const int32_t* order, T* parameters) const {
+    return {packed_.inputs, x.data, x.pitch, order, parameters + offset_.weight_ih, packed_.inputs};
   }
 
   void products(Team& team, const ChunkTape<T>& here, const ReductionOrder& order, T* parameters, T* dX) {
     const ptrdiff_t H = shape_.hidden_size, R = order.rows(), first = rows_.start(here.begin);
     const WeightGradients<T> weights{k_, H, H_pad_, here.gates, gates_pitch_};
+    const bool both = !bf16() && !input_.by_token();  // dW and dR at once
     {
-      const Scope scope(Phase::kWeightGradient, layer_,
-                        [&] { return weight_gradient_work(R, H, team.threads()); });
+      const Scope scope(Phase::kWeightGradient, layer_, [&] {
+        return weight_gradient_work(R, H + (both ? packed_.inputs : 0), team.threads());
+      });
       if (!bf16()) {
-        weights.product_share(team, R, order.row.data(),
-                              own_.h.data() + rows_.state_before(here.begin) * pitch_, pitch_,
-                              order.state_before.data(), H, parameters + offset_.weight_hh, scratch(team));
+        const RightSide<T> states{H,
+                                  own_.h.data() + rows_.state_before(here.begin) * pitch_,
+                                  pitch_,
+                                  order.state_before.data(),
+                                  parameters + offset_.weight_hh,
+                                  H};
+        weights.product_share(
+            team, R, order.row.data(), states,
+            both ? input_side(input_.rows(here.begin), order.row.data(), parameters) : RightSide<T>{},
+            scratch(team));
       } else if constexpr (std::is_same_v<T, float>) {
         round_states(team, here.begin, here.end);
         weights.product_share(w_.level->bf16, team, R, dA16_.data(), dA16_pitch(), order.row.data(),
@@ -361,7 +373,9 @@ class LayerBackward {
       if (shape_.bias) weights.bias_sums_share(team, R, order.row.data(), bias_sums_.data());
     }
     if (!input_.by_token()) {
-      input_weight_gradient_share(team, R, order.row.data(), here.gates, input_.rows(here.begin), parameters);
+      if (!both)
+        input_weight_gradient_share(team, R, order.row.data(), here.gates, input_.rows(here.begin),
+                                    parameters);
       if (dX)
         input_gradient_share(team, R, here.gates, dX + first * row_pitch<T>(packed_.inputs),
                              row_pitch<T>(packed_.inputs));

@@ -89,7 +89,7 @@ void lstm_cell_backward(const PackedWeights<T>& w, ptrdiff_t N, const T* x, cons
   const Buffer<T> c_rows = padded_rows(N, H, pitch, c), c_next_rows = padded_rows(N, H, pitch, c_next);
   const Buffer<T> dh_rows = padded_rows(N, H, pitch, dh);
   Buffer<T> dc_rows = padded_rows(N, H, pitch, dc);
-  const ptrdiff_t scratch_size = transposed_scratch(std::max(I, H), k.panel);
+  const ptrdiff_t scratch_size = transposed_scratch(I, k.panel, H);
   Buffer<T> bias_sums = Buffer<T>::zeros(4 * H_pad);
   std::vector<Buffer<T>> scratch;
   const int threads = layer_threads(N, N, H, I) == 1 ? 1 : num_threads();
@@ -151,8 +151,8 @@ void lstm_cell_backward(const PackedWeights<T>& w, ptrdiff_t N, const T* x, cons
     const Scope scope(Phase::kWeightGradient, 0, [&] { return product(H + I, 4 * H, team); });
     T* const mine = scratch[static_cast<size_t>(team.thread())].data();
     const WeightGradients<T> weights{k, H, H_pad, dA.data(), gates_pitch};
-    weights.product_share(team, N, nullptr, x, I, nullptr, I, out.parameters + offset.weight_ih, mine);
-    weights.product_share(team, N, nullptr, h, H, nullptr, H, out.parameters + offset.weight_hh, mine);
+    weights.product_share(team, N, nullptr, {I, x, I, nullptr, out.parameters + offset.weight_ih, I},
+                          {H, h, H, nullptr, out.parameters + offset.weight_hh, H}, mine);
     if (w.shape.bias) weights.bias_sums_share(team, N, nullptr, bias_sums.data());
   });
   if (out.parameters && w.shape.bias)

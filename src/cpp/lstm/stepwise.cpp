@@ -39,7 +39,7 @@ Stepwise<T>::Stepwise(const PackedWeights<T>& w, const Rows& rows, const LstmSta
   }
   const ptrdiff_t columns = std::max(w.shape.input_size, H);
   for (int t = 0; t < threads; ++t) {
-    scratch_.emplace_back(w.backward && !bf16() ? transposed_scratch(columns, k_.panel) : 0);
+    scratch_.emplace_back(w.backward && !bf16() ? transposed_scratch(columns, k_.panel, H) : 0);
     low_scratch_.emplace_back(w.backward && bf16() ? transposed_scratch_bf16(columns) : 0);
   }
   if (!bf16()) return;
@@ -463,10 +463,12 @@ void Stepwise<T>::weight_gradients_share(Team& team, MatrixRows<T> x, T* paramet
     if (bf16()) {
       low_weight_gradients_share(team, layer, in, parameters);
     } else {
-      weights.product_share(team, R, order_.row.data(), own.h.data(), tape_.state_pitch(),
-                            order_.state_before.data(), H, parameters + offset.weight_hh, scratch);
-      weights.product_share(team, R, order_.row.data(), in.data, in.pitch, order_.row.data(),
-                            packed(layer).inputs, parameters + offset.weight_ih, scratch);
+      const ptrdiff_t I = packed(layer).inputs;
+      const int32_t* const row = order_.row.data();
+      weights.product_share(team, R, row,
+                            {H, own.h.data(), tape_.state_pitch(), order_.state_before.data(),
+                             parameters + offset.weight_hh, H},
+                            {I, in.data, in.pitch, row, parameters + offset.weight_ih, I}, scratch);
     }
     if (!shape.bias) continue;
     weights.bias_sums_share(team, R, order_.row.data(), bias_sums_[static_cast<size_t>(layer)].data());

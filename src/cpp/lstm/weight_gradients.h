@@ -44,26 +44,30 @@ struct WeightGradients {
   const T* dA;
   ptrdiff_t dA_row;
 
-  // d_weight (4H, n) += dA^T B
-  void product_share(Team& team, ptrdiff_t R, const int32_t* dA_order, const T* b, ptrdiff_t b_row,
-                     const int32_t* b_order, ptrdiff_t n, T* d_weight, T* scratch) const {
+  // Each side's c (4H, N) += dA^T B; `also` may have N = 0. Both at once: dA is packed for the two of them.
+  void product_share(Team& team, ptrdiff_t R, const int32_t* dA_order, RightSide<T> side, RightSide<T> also,
+                     T* scratch) const {
     // Padding between the gates is skipped; without any, the four gates are one product.
     const ptrdiff_t products = H == H_pad ? 1 : 4, M = 4 * H / products;
-    for (ptrdiff_t p = 0; p < products; ++p)
+    for (ptrdiff_t p = 0; p < products; ++p) {
       gemm_transposed_share<T>(k,
                                {.M = M,
-                                .N = n,
+                                .N = side.N,
                                 .R = R,
                                 .a = dA + p * H_pad,
                                 .a_row = dA_row,
                                 .a_rows = dA_order,
-                                .b = b,
-                                .b_row = b_row,
-                                .b_rows = b_order,
-                                .c = d_weight + p * M * n,
-                                .c_row = n,
-                                .scratch = scratch},
+                                .b = side.b,
+                                .b_row = side.b_row,
+                                .b_rows = side.b_rows,
+                                .c = side.c,
+                                .c_row = side.c_row,
+                                .scratch = scratch,
+                                .also = also},
                                team);
+      side.c += M * side.c_row;
+      also.c += M * also.c_row;
+    }
   }
   // The same on dA and B in bfloat16.
   void product_share(const Bf16Kernels& k16, Team& team, ptrdiff_t R, const uint16_t* dA16,

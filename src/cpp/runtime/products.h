@@ -145,6 +145,7 @@ void gemm_transposed_share(const Kernels<T>& k, GemmTransposed<T> g, Team& team)
   g.M = m.size();
   g.a += m.begin;
   g.c += m.begin * g.c_row;
+  g.also.c += m.begin * g.also.c_row;
   const ptrdiff_t blocks = (g.R + kReductionBlock - 1) / kReductionBlock,
                   rows = blocks ? (g.R + blocks - 1) / blocks : 1;
   for (ptrdiff_t r0 = 0; r0 < g.R; r0 += rows) {
@@ -154,6 +155,7 @@ void gemm_transposed_share(const Kernels<T>& k, GemmTransposed<T> g, Team& team)
       piece.R = std::min(rows, g.R - r0);
       piece.a += m0;
       piece.c += m0 * g.c_row;
+      piece.also.c += m0 * g.also.c_row;
       if (g.a_rows)
         piece.a_rows += r0;
       else
@@ -162,6 +164,10 @@ void gemm_transposed_share(const Kernels<T>& k, GemmTransposed<T> g, Team& team)
         piece.b_rows += r0;
       else
         piece.b += r0 * g.b_row;
+      if (g.also.b_rows)
+        piece.also.b_rows += r0;
+      else
+        piece.also.b += r0 * g.also.b_row;
       k.gemm_transposed(piece);
       team.poll();
     }
