@@ -52,16 +52,18 @@ void test_gemm(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, bool w
                                      " N=" + std::to_string(N) + " K=" + std::to_string(K));
 }
 
-// C += A^T B over gathered rows, in their order.
+// C += A^T B over gathered rows, in their order, and another product of the same A beside it.
 template <class T>
 void test_gemm_transposed(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t R, bool gathered) {
   const Kernels<T>& kernels = table_of<T>(level);
   Values values(static_cast<uint32_t>(M * 10007 + N * 101 + R));
-  const auto a = values.vector<T>(R * M), b = values.vector<T>(R * N);
+  const ptrdiff_t also_N = gathered ? N % 40 + 3 : 0;
+  const auto a = values.vector<T>(R * M), b = values.vector<T>(R * N), also_b = values.vector<T>(R * also_N);
   std::vector<int32_t> rows(static_cast<size_t>(R));
   for (ptrdiff_t r = 0; r < R; ++r) rows[r] = static_cast<int32_t>((r * 7 + 3) % R);
   std::vector<T> c = values.vector<T>(M * N), expected = c;
-  std::vector<T> scratch(static_cast<size_t>(fusedlstm::transposed_scratch(N, kernels.panel)));
+  std::vector<T> also_c = values.vector<T>(M * also_N), also_expected = also_c;
+  std::vector<T> scratch(static_cast<size_t>(fusedlstm::transposed_scratch(N, kernels.panel, also_N)));
   kernels.gemm_transposed({.M = M,
                            .N = N,
                            .R = R,
@@ -73,14 +75,21 @@ void test_gemm_transposed(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_
                            .b_rows = nullptr,
                            .c = c.data(),
                            .c_row = N,
-                           .scratch = scratch.data()});
-  for (ptrdiff_t m = 0; m < M; ++m)
-    for (ptrdiff_t n = 0; n < N; ++n)
-      for (ptrdiff_t r = 0; r < R; ++r)
-        expected[m * N + n] =
-            std::fma(a[(gathered ? rows[r] : r) * M + m], b[r * N + n], expected[m * N + n]);
-  expect(same_bits(c, expected), name_of<T>(level, "gemm_transposed") + " M=" + std::to_string(M) +
-                                     " N=" + std::to_string(N) + " R=" + std::to_string(R));
+                           .scratch = scratch.data(),
+                           .also = {also_N, also_b.data(), also_N, rows.data(), also_c.data(), also_N}});
+  for (ptrdiff_t m = 0; m < M; ++m) {
+    for (ptrdiff_t r = 0; r < R; ++r) {
+      const T a_rm = a[(gathered ? rows[r] : r) * M + m];
+      for (ptrdiff_t n = 0; n < N; ++n)
+        expected[m * N + n] = std::fma(a_rm, b[r * N + n], expected[m * N + n]);
+      for (ptrdiff_t n = 0; n < also_N; ++n)
+        also_expected[m * also_N + n] =
+            std::fma(a_rm, also_b[rows[r] * also_N + n], also_expected[m * also_N + n]);
+    }
+  }
+  expect(same_bits(c, expected) && same_bits(also_c, also_expected),
+         name_of<T>(level, "gemm_transposed") + " M=" + std::to_string(M) + " N=" + std::to_string(N) +
+             " R=" + std::to_string(R));
 }
 
 long double sigmoid(long double x) { return 1 / (1 + std::exp(-x)); }
@@ -136,22 +145,28 @@ void test_cell(const Level& level, ptrdiff_t M, ptrdiff_t H) {
   std::vector<T> packed(static_cast<size_t>(4 * P * H)), gates(static_cast<size_t>(M * 4 * P));
   std::vector<T> c(static_cast<size_t>(M * P)), h(static_cast<size_t>(M * P));
   kernels.pack_recurrent(H, P, weight.data(), packed.data());
-  kernels.cell_forward({.M = M,
-                        .H = H,
-                        .H_pad = P,
-                        .unit_begin = 0,
-                        .unit_end = P,
-                        .h_prev = h_prev.data(),
-                        .h_row = P,
-                        .recurrent = packed.data(),
-                        .input = input.data(),
-                        .input_row = 4 * P,
-                        .gates = gates.data(),
-                        .gates_row = 4 * P,
-                        .c_prev = c_prev.data(),
-                        .c = c.data(),
-                        .c_row = P,
-                        .h = h.data()});
+  fusedlstm::CellForward<T> cell{.M = M,
+                                 .H = H,
+                                 .H_pad = P,
+                                 .unit_begin = 0,
+                                 .unit_end = P,
+                                 .h_prev = h_prev.data(),
+                                 .h_row = P,
+                                 .recurrent = packed.data(),
+                                 .input = input.data(),
+                                 .input_row = 4 * P,
+                                 .gates = gates.data(),
+                                 .gates_row = 4 * P,
+                                 .c_prev = c_prev.data(),
+                                 .c = c.data(),
+                                 .c_row = P,
+                                 .h = h.data()};
+  kernels.cell_forward(cell);
+  std::vector<T> h_descending(h.size());
+  cell.h = h_descending.data();
+  cell.descending = true;
+  kernels.cell_forward(cell);
+  expect(same_bits(h, h_descending), name_of<T>(level, "cell_forward") + " in both directions");
 
   const double bound = (sizeof(T) == 4 ? 2e-6 : 4e-15) * std::max<double>(1, H / 16.0);
   const auto dh = values.vector<T>(M * P), dy = values.vector<T>(M * P), dc_next = values.vector<T>(M * P);
