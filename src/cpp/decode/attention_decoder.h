@@ -51,8 +51,18 @@ ptrdiff_t fed_columns(const PackedAttention<T>& attention, bool feeding) {
   return attention.kind == Attention::kBahdanau ? attention.M : 0;
 }
 
-// A row's state: h (L, H), c (L, H), a_{t-1} (O) with feeding, the coverage (S) where there is one, and the
-// index of its source. The decoder must outlive the rows.
+// One of the sources whose memory was prepared together; no memory without attention.
+template <class T>
+struct Source {
+  std::shared_ptr<const SourceMemory<T>> memory;
+  ptrdiff_t n = 0;
+
+  ptrdiff_t length() const { return memory->length(n); }
+  bool operator==(const Source&) const = default;
+};
+
+// A row's state: h (L, H), c (L, H), a_{t-1} (O) with feeding, and the coverage (S_n) of its source where
+// there is one. The decoder must outlive the rows.
 template <class T>
 class AttentionRows final : public StepRows<T> {
  public:
@@ -60,6 +70,11 @@ class AttentionRows final : public StepRows<T> {
   // 1 .. S, are read here only, and null without attention; initial (L, N, H). capacity >= N.
   AttentionRows(const AttentionDecoder<T>& model, ptrdiff_t capacity, ptrdiff_t N, ptrdiff_t S,
                 const T* memory, const int32_t* lengths, const LstmStates<T>& initial, const Poll& poll);
+
+  // For rows that come and go, the first free row: it looks at this source from now on, and its state is to
+  // be loaded. One thread calls.
+  void attach(ptrdiff_t row, const Source<T>& source);
+  const Source<T>& source(ptrdiff_t row) const { return sources_[static_cast<size_t>(row)]; }
 
   // Attention weights (S) of a row's last step, 0 past its source's length.
   const T* weights(ptrdiff_t row) const { return weights_.data() + row * S_; }
@@ -69,27 +84,27 @@ class AttentionRows final : public StepRows<T> {
   ptrdiff_t capacity() const override { return capacity_; }
   void step_share(Team& team, ptrdiff_t count, const int32_t* tokens, T* logits) override;
   void gather(ptrdiff_t count, const int32_t* from) override;
-  ptrdiff_t state_size() const override;
+  ptrdiff_t state_size(ptrdiff_t row) const override;
   void save(ptrdiff_t row, T* state) const override;
   void load(ptrdiff_t row, const T* state) override;
 
  private:
   bool bahdanau() const { return model_.attention().kind == Attention::kBahdanau; }
   void attend_share(Team& team, ptrdiff_t count);
+  void make_room(ptrdiff_t S);
 
   const AttentionDecoder<T>& model_;
-  ptrdiff_t capacity_, S_, H_;
-  SourceMemory<T> memory_;
+  ptrdiff_t capacity_, S_ = 0, H_;
   LayerRows<T> layers_;
-  std::vector<int32_t> source_, source_next_;  // by row
-  Buffer<T> fed_;                              // (capacity, F)
-  Buffer<T> coverage_;                         // (capacity, S): before the next step
-  Buffer<T> moved_;                            // of what gather moves
-  Buffer<T> queries_;                          // (capacity, A): of the additive kinds
-  Buffer<T> weights_;                          // (capacity, S)
-  Buffer<T> joined_;                           // (capacity, M + H): [context ; h]
-  Buffer<T> outputs_;                          // (capacity, O)
-  LowRows low_output_;                         // what the output layer takes in low precision
+  std::vector<Source<T>> sources_, sources_next_;  // by row; free rows have none
+  Buffer<T> fed_;                                  // (capacity, F)
+  Buffer<T> coverage_;                             // (capacity, S): before the next step
+  Buffer<T> moved_;                                // of what gather moves
+  Buffer<T> queries_;                              // (capacity, A): of the additive kinds
+  Buffer<T> weights_;                              // (capacity, S)
+  Buffer<T> joined_;                               // (capacity, M + H): [context ; h]
+  Buffer<T> outputs_;                              // (capacity, O)
+  LowRows low_output_;                             // what the output layer takes in low precision
 };
 
 }  // namespace fusedlstm
