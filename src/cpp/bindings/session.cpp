@@ -26,7 +26,6 @@ LstmStates<T> check_states(const PackedWeights<T>& lstm, const char* function, c
   const Dims state{{"L", lstm.shape.num_layers}, {"H", lstm.shape.hidden_size}};
   h0 = optional_view<const T>(beginning.h0, function, "h0", state);
   c0 = optional_view<const T>(beginning.c0, function, "c0", state);
-  check_hidden(lstm, h0, function);
   return {h0.data, c0.data};
 }
 
@@ -45,6 +44,7 @@ class LanguageModelSequences {
             const Beginning& beginning, T* logits) {
     View<const T> h0, c0;
     const LstmStates<T> initial = check_states(lstm(), function, beginning, h0, c0);
+    check_hidden(lstm(), h0, function);
     attach(function, row, beginning.memory);
     const int32_t length = static_cast<int32_t>(prompt.size());
     without_gil([&] { rows_.prefill(row, 1, prompt.data, &length, initial, logits, python_poll()); });

@@ -1,6 +1,7 @@
 #include "decode/attention_decoder.h"
 
 #include <algorithm>
+#include <type_traits>
 #include <utility>
 
 #include "runtime/products.h"
@@ -17,8 +18,14 @@ AttentionDecoder<T>::AttentionDecoder(std::shared_ptr<const PackedWeights<T>> ls
       output_(std::move(output)),
       feeding_(feeding),
       fed_(fed_columns(*attention_, feeding)),
-      table_(output_->outputs * 4 * lstm_->shape.hidden_padded()),
-      fed_panels_(fed_ * 4 * lstm_->shape.hidden_padded()) {
+      late_(lstm_->compute == Compute::kBfloat16 && fed_ > 0 ? (lstm_->shape.input_size - fed_) % kLowBlock
+                                                             : 0),
+      table_(output_->outputs * 4 * lstm_->shape.hidden_padded()) {
+  if (lstm_->compute != Compute::kFull) {
+    make_low_table(embedding);
+    return;
+  }
+  fed_panels_ = Buffer<T>(fed_ * 4 * lstm_->shape.hidden_padded());
   const PackedLayer<T>& first = lstm_->layers[0];
   const Kernels<T>& k = lstm_->kernels();
   const ptrdiff_t columns = first.bias.size(), embedded = first.inputs - fed_;
@@ -43,16 +50,40 @@ AttentionDecoder<T>::AttentionDecoder(std::shared_ptr<const PackedWeights<T>> ls
 }
 
 template <class T>
+void AttentionDecoder<T>::make_low_table(const T* embedding) {
+  if constexpr (std::is_same_v<T, float>) {
+    const PackedLayer<float>& first = lstm_->layers[0];
+    const ptrdiff_t V = vocabulary(), columns = first.bias.size(), embedded = first.inputs - fed_,
+                    early = embedded - late_;
+    if (fed_ > 0) low_fed_ = low_elements(first.low_input, first.inputs, columns, early, first.inputs);
+    late_elements_ = Buffer<float>(V * late_);
+    for (ptrdiff_t token = 0; token < V; ++token) {
+      std::copy_n(embedding + token * embedded + early, late_, late_elements_.data() + token * late_);
+      std::copy_n(first.bias.data(), columns, table_.data() + token * columns);
+    }
+    if (early == 0) return;
+    const LowMatrix weights = low_elements(first.low_input, first.inputs, columns, 0, early);
+    LowRows rows(lstm_->compute, V, early);
+    run_job(0, nullptr, [&](Team& team) {
+      rows.round_share(*lstm_->level, V, embedding, embedded, false, team);
+      team.barrier();
+      low_matrix_share(*lstm_->level, weights, columns, rows, V, false, first.bias.data(), 0, table_.data(),
+                       columns, team);
+    });
+  }
+}
+
+template <class T>
 AttentionRows<T>::AttentionRows(const AttentionDecoder<T>& model, ptrdiff_t capacity, ptrdiff_t N,
                                 ptrdiff_t S, const T* memory, const int32_t* lengths,
                                 const LstmStates<T>& initial, const Poll& poll)
     : model_(model),
       capacity_(capacity),
       H_(model.shape().hidden_size),
-      layers_(model.lstm(), capacity),
+      layers_(model.lstm(), capacity, first_columns()),
       sources_(static_cast<size_t>(capacity)),
       sources_next_(static_cast<size_t>(capacity)),
-      fed_(Buffer<T>::zeros(capacity * model.fed())),
+      first_(Buffer<T>::zeros(capacity * first_columns())),
       low_output_(model.output().compute, capacity, model.output().inputs) {
   const PackedAttention<T>& attention = model.attention();
   if (attention.additive()) queries_ = Buffer<T>(capacity * attention.A);
@@ -76,7 +107,7 @@ void AttentionRows<T>::make_room(ptrdiff_t S) {
   const ptrdiff_t covered = attention.covers() ? S : 0;
   auto weights = Buffer<T>(attention.none() ? 0 : capacity_ * S),
        coverage = Buffer<T>::zeros(capacity_ * covered),
-       moved = Buffer<T>(capacity_ * std::max(model_.feeding() ? attention.O : 0, covered));
+       moved = Buffer<T>(capacity_ * std::max(model_.feeding() ? first_columns() : 0, covered));
   if (coverage_.size())
     for (ptrdiff_t j = 0; j < capacity_; ++j)
       std::copy_n(coverage_.data() + j * S_, S_, coverage.data() + j * S);
@@ -147,11 +178,12 @@ void AttentionRows<T>::step_share(Team& team, ptrdiff_t count, const int32_t* to
   const Share rows = share_of(count, team.thread(), team.threads());
   if (bahdanau()) {
     attend_share(team, count);
-    for (ptrdiff_t j = rows.begin; j < rows.end; ++j)
-      std::copy_n(joined_.data() + j * joined, M, fed_.data() + j * M);
-    team.barrier();
+    for (ptrdiff_t j = rows.begin; j < rows.end; ++j) std::copy_n(joined_.data() + j * joined, M, fed(j));
   }
-  layers_.step_share(team, count, model_.first_input(tokens, fed_.data()));
+  for (ptrdiff_t j = rows.begin; j < rows.end; ++j)
+    std::copy_n(model_.late_elements(tokens[j]), model_.late(), fed(j) - model_.late());
+  if (bahdanau() || model_.late() > 0) team.barrier();
+  layers_.step_share(team, count, model_.first_input(tokens, first_.data()));
   if (!attention.none()) {
     if (!bahdanau()) attend_share(team, count);
     const Scope scope(Phase::kAttention, -1, [&] {
@@ -176,7 +208,8 @@ void AttentionRows<T>::step_share(Team& team, ptrdiff_t count, const int32_t* to
     team.barrier();
     T* const a = outputs_.data() + rows.begin * O;
     k.tanh(rows.size() * O, a, a);
-    if (model_.feeding()) std::copy_n(a, rows.size() * O, fed_.data() + rows.begin * O);
+    for (ptrdiff_t j = rows.begin; model_.feeding() && j < rows.end; ++j)
+      std::copy_n(outputs_.data() + j * O, O, fed(j));
     team.barrier();
   }
   const T* const a = attention.none() ? layers_.h() : outputs_.data();
@@ -193,7 +226,7 @@ void AttentionRows<T>::gather(ptrdiff_t count, const int32_t* from) {
     for (ptrdiff_t j = 0; j < count; ++j) std::copy_n(rows.data() + from[j] * n, n, moved_.data() + j * n);
     std::copy_n(moved_.data(), count * n, rows.data());
   };
-  if (model_.feeding()) move(fed_, model_.fed());
+  if (model_.feeding()) move(first_, first_columns());
   if (coverage_.size()) move(coverage_, S_);
   for (ptrdiff_t j = 0; j < count; ++j) sources_next_[static_cast<size_t>(j)] = source(from[j]);
   std::swap(sources_, sources_next_);
@@ -212,7 +245,7 @@ ptrdiff_t AttentionRows<T>::state_size(ptrdiff_t row) const {
 template <class T>
 void AttentionRows<T>::save(ptrdiff_t row, T* state) const {
   state = layers_.save(row, state);
-  if (model_.feeding()) state = std::copy_n(fed_.data() + row * model_.fed(), model_.fed(), state);
+  if (model_.feeding()) state = std::copy_n(fed(row), model_.fed(), state);
   if (coverage_.size()) std::copy_n(coverage_.data() + row * S_, source(row).length(), state);
 }
 
@@ -220,7 +253,7 @@ template <class T>
 void AttentionRows<T>::load(ptrdiff_t row, const T* state) {
   state = layers_.load(row, state);
   if (model_.feeding()) {
-    std::copy_n(state, model_.fed(), fed_.data() + row * model_.fed());
+    std::copy_n(state, model_.fed(), fed(row));
     state += model_.fed();
   }
   if (coverage_.size()) {

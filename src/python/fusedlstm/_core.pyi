@@ -311,6 +311,16 @@ class AttentionDecoder:
         h0: Float | None = None,
         c0: Float | None = None,
     ) -> tuple[Float, Float | None]: ...
+    # what the output layer reads, instead of the logits
+    def outputs(
+        self,
+        tokens: Int,
+        memory: Float | None,
+        memory_lengths: Int | None,
+        *,
+        h0: Float | None = None,
+        c0: Float | None = None,
+    ) -> tuple[Float, Float | None]: ...
     def generate(
         self,
         *,

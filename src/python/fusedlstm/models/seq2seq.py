@@ -148,7 +148,8 @@ class Seq2Seq(Module):
     embedding_dropout, output_dropout : float, optional
         Rates on the embeddings and before the output layer; ``dropout`` by default.
     dtype, compute_dtype
-        As in `fusedlstm.nn.LSTM`, the output layer included; "bfloat16" is saved with the model.
+        As in `fusedlstm.nn.LSTM`, the output layer included, in training, scores and translation; attention
+        and bridge stay float32. "bfloat16" is saved with the model; "int8" is for `load`.
     init : str or tuple
         "torch", or ("uniform", a): every parameter from U(-a, a).
     seed : int
@@ -216,6 +217,8 @@ class Seq2Seq(Module):
     ) -> None:
         if not isinstance(tokenizers, TokenizerPair):
             raise TypeError(f"Seq2Seq: tokenizers must be a TokenizerPair, got {type(tokenizers).__name__}")
+        if compute_dtype == "int8":
+            raise ValueError("Seq2Seq: compute_dtype 'int8' is for models that are trained: use load")
         if share_embedding and not tokenizers.shared:
             raise ValueError("Seq2Seq: share_embedding needs one tokenizer for source and target")
         self.tokenizers = tokenizers
@@ -1147,7 +1150,9 @@ class Seq2Seq(Module):
         path : str or path
             The file.
         compute_dtype : str, optional
-            Instead of the one the model was saved with, for a float32 model: "float32" or "bfloat16".
+            Instead of the one the model was saved with, for a float32 model: "float32", "bfloat16", or
+            "int8" for scores and translation only, with a quarter of the memory for the weights of LSTMs and
+            output layer. Attention and bridge stay float32.
 
         Raises
         ------
