@@ -29,8 +29,8 @@ def test_close_to_float32(trained, compute_dtype):
     exact, low = Seq2Seq.load(trained), Seq2Seq.load(trained, compute_dtype=compute_dtype)
     held_out = reversals(40, seed=1)
     assert low.evaluate(held_out) != exact.evaluate(held_out)
-    # nats per token; at most ten times what was seen
-    assert low.evaluate(held_out) == pytest.approx(exact.evaluate(held_out), abs=0.05)
+    # nats per token; int8 was off by 0.001 of 0.354
+    assert low.evaluate(held_out) == pytest.approx(exact.evaluate(held_out), abs=0.008)
     sources = [source for source, _ in held_out]
     pairs = zip(low.translate(sources), exact.translate(sources), strict=True)
     assert sum(one == other for one, other in pairs) > 30
