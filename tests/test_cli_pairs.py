@@ -137,6 +137,9 @@ def test_translate(folder, capsys):
     assert all(
         float(first[0]) >= float(second[0]) for first, second in zip(rows[::2], rows[1::2], strict=True)
     )
+    for compute_dtype in ("float32", "bfloat16", "int8"):
+        assert main(["translate", "m", "de", "--compute-dtype", compute_dtype]) == 0
+        assert capsys.readouterr().out.splitlines() == [target for _, target in PAIRS]
     outputs = []
     for batch in ("1", "25"):
         words = ["--sample", "--temperature", "3", "--seed", "5", "--batch", batch]

@@ -219,7 +219,7 @@ def test_products_in_bfloat16(tmp_path):
     sources = [source for source, _ in pairs]
     assert again.translate(sources, max_new_tokens=8) == low.translate(sources, max_new_tokens=8)
     assert again.evaluate(pairs) == low.evaluate(pairs) != exact.evaluate(pairs) == widened.evaluate(pairs)
-    with pytest.raises(ValueError, match="compute_dtype must be 'bfloat16' or None, got 'int8'"):
+    with pytest.raises(ValueError, match="Seq2Seq: compute_dtype 'int8' is for models that are trained"):
         Seq2Seq(SHARED, hidden_size=4, compute_dtype="int8")
 
 

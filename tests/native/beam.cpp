@@ -45,7 +45,7 @@ class HashRows final : public StepRows<T> {
     std::swap(state_, next_);
     expect(!in_place, "beam search: rows that stay are not gathered");
   }
-  ptrdiff_t state_size() const override { return 1; }
+  ptrdiff_t state_size(ptrdiff_t) const override { return 1; }
   void save(ptrdiff_t, T*) const override {}
   void load(ptrdiff_t, const T*) override {}
 

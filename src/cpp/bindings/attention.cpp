@@ -272,8 +272,6 @@ PyAttentionDecoder make_attention_decoder(const PyPackedLSTM& lstm, const PyPack
     const auto& packed = lstm.get<T>();
     const auto& attention = py_attention.get<T>();
     const auto& linear = output.get<T>();
-    require(packed->compute == Compute::kFull, function,
-            std::string("lstm must be packed for ") + type_name(type) + ", the type of its parameters");
     const ptrdiff_t fed = checked_fed<T>(function, *packed, *attention, input_feeding);
     require(linear->inputs == attention->O, function,
             "output must take O=" + std::to_string(attention->O) + " inputs, got " +
@@ -289,36 +287,39 @@ PyAttentionDecoder make_attention_decoder(const PyPackedLSTM& lstm, const PyPack
   });
 }
 
-// Given tokens fed step by step, as a generation feeds its own: logits (N, T, V) and attention weights
-// (N, T, S).
-py::tuple decoder_logits(const PyAttentionDecoder& self, const py::object& tokens_arg,
-                         const py::object& memory_arg, const py::object& lengths_arg,
-                         const py::object& h0_arg, const py::object& c0_arg) {
-  constexpr const char* function = "AttentionDecoder.logits";
+// Given tokens fed step by step, as a generation feeds its own: logits (N, T, V), or what the output layer
+// reads (N, T, O), and attention weights (N, T, S).
+template <bool kLogits>
+py::tuple decoder_steps(const PyAttentionDecoder& self, const py::object& tokens_arg,
+                        const py::object& memory_arg, const py::object& lengths_arg, const py::object& h0_arg,
+                        const py::object& c0_arg) {
+  constexpr const char* function = kLogits ? "AttentionDecoder.logits" : "AttentionDecoder.outputs";
   return std::visit(
       [&](const auto& decoder) -> py::tuple {
         using T = std::remove_cvref_t<decltype(*decoder->lstm().layers[0].bias.data())>;
         const auto tokens = view<const int32_t>(tokens_arg, function, "tokens", {{"N"}, {"T"}});
-        const ptrdiff_t N = tokens.dim(0), time = tokens.dim(1), V = decoder->vocabulary();
+        const ptrdiff_t N = tokens.dim(0), time = tokens.dim(1), V = decoder->vocabulary(),
+                        O = kLogits ? V : decoder->attention().O;
         check_range(tokens, 0, V, function, "tokens");
         const AttentionSources<T> sources(*decoder, function, N, memory_arg, lengths_arg, h0_arg, c0_arg);
-        auto logits = new_array<T>({N, time, V});
+        auto outputs = new_array<T>({N, time, O});
         auto weights = new_array<T>({N, time, sources.S});
-        T *const logits_data = logits.mutable_data(), *const weights_data = weights.mutable_data();
+        T *const outputs_data = outputs.mutable_data(), *const weights_data = weights.mutable_data();
         if (N > 0)
           without_gil([&] {
             const Poll poll = python_poll();
             AttentionRows<T> rows = sources.rows(N, poll);
             std::vector<int32_t> step(static_cast<size_t>(N));
-            Buffer<T> made(N * V);
+            Buffer<T> logits(N * V);
             run_job(0, poll, [&](Team& team) {
               for (ptrdiff_t t = 0; t < time; ++t) {
                 if (team.thread() == 0)
                   for (ptrdiff_t n = 0; n < N; ++n) step[static_cast<size_t>(n)] = tokens.data[n * time + t];
                 team.barrier();
-                rows.step_share(team, N, step.data(), made.data());
+                rows.step_share(team, N, step.data(), logits.data());
                 for (ptrdiff_t n = team.thread(); n < N; n += team.threads()) {
-                  std::copy_n(made.data() + n * V, V, logits_data + (n * time + t) * V);
+                  std::copy_n(kLogits ? logits.data() + n * V : rows.output(n), O,
+                              outputs_data + (n * time + t) * O);
                   if (sources.S > 0)
                     std::copy_n(rows.weights(n), sources.S, weights_data + (n * time + t) * sources.S);
                 }
@@ -326,7 +327,7 @@ py::tuple decoder_logits(const PyAttentionDecoder& self, const py::object& token
               }
             });
           });
-        return py::make_tuple(logits, decoder->attention().none() ? py::object(py::none()) : weights);
+        return py::make_tuple(outputs, decoder->attention().none() ? py::object(py::none()) : weights);
       },
       self.decoder);
 }
@@ -355,7 +356,9 @@ void bind_attention(py::module_& m) {
                              [](const PyAttentionDecoder& d) {
                                return std::visit([](const auto& held) { return held->bytes(); }, d.decoder);
                              })
-      .def("logits", &decoder_logits, py::arg("tokens"), py::arg("memory"), py::arg("memory_lengths"),
+      .def("logits", &decoder_steps<true>, py::arg("tokens"), py::arg("memory"), py::arg("memory_lengths"),
+           py::kw_only(), py::arg("h0") = py::none(), py::arg("c0") = py::none())
+      .def("outputs", &decoder_steps<false>, py::arg("tokens"), py::arg("memory"), py::arg("memory_lengths"),
            py::kw_only(), py::arg("h0") = py::none(), py::arg("c0") = py::none());
   m.def("attention_decoder_forward", &forward, py::arg("lstm"), py::arg("attention"), py::arg("x"),
         py::arg("memory"), py::arg("memory_lengths"), py::kw_only(), py::arg("lengths") = py::none(),

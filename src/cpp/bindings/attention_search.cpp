@@ -19,7 +19,6 @@ struct Search {
     require(start_token >= 0 && start_token < decoder.vocabulary(), function,
             "start_token must lie in 0 .. " + std::to_string(decoder.vocabulary() - 1) + ", got " +
                 std::to_string(start_token));
-    check_hidden(decoder.lstm(), sources.h0, function);
   }
 };
 

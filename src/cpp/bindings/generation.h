@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -114,6 +115,8 @@ PyGeneration run_generation(const char* function, StepRows<T>& rows, ptrdiff_t N
   const SamplingOptions& options = *arguments.options;
   const ptrdiff_t V = rows.vocabulary(), R = N * options.num_sequences, most = options.max_new_tokens,
                   top = options.top_log_probabilities;
+  ptrdiff_t state_row = 0;
+  for (ptrdiff_t n = 0; n < N; ++n) state_row = std::max(state_row, rows.state_size(n));
   check_options(options, V, function);
   const auto seeds = view<const uint64_t>(arguments.seeds, function, "seeds", {{"R", R}});
   GenerationRequest<T> request{
@@ -132,7 +135,7 @@ PyGeneration run_generation(const char* function, StepRows<T>& rows, ptrdiff_t N
   auto tokens = new_array<int32_t>({R, most}), counts = new_array<int32_t>({R}),
        top_tokens = new_array<int32_t>({R, most, top}), behind = new_array<int32_t>({R});
   auto log_probabilities = new_array<T>({R, most}), top_log_probabilities = new_array<T>({R, most, top}),
-       states = new_array<T>({R, rows.state_size()});
+       states = new_array<T>({R, state_row});
   std::vector<Finish> finish(static_cast<size_t>(R));
   const GenerationResult<T> result{tokens.mutable_data(),
                                    counts.mutable_data(),
@@ -141,7 +144,8 @@ PyGeneration run_generation(const char* function, StepRows<T>& rows, ptrdiff_t N
                                    top_log_probabilities.mutable_data(),
                                    finish.data(),
                                    behind.mutable_data(),
-                                   states.mutable_data()};
+                                   states.mutable_data(),
+                                   state_row};
   without_gil([&] {
     const Poll poll = python_poll();
     Buffer<T> logits(N * V);

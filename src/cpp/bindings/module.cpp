@@ -18,5 +18,6 @@ PYBIND11_MODULE(_core, m) {
   fusedlstm::bind_beam(m);
   fusedlstm::bind_attention_search(m);
   fusedlstm::bind_one_to_many(m);
+  fusedlstm::bind_session(m);
   fusedlstm::bind_stream(m);
 }

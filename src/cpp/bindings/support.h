@@ -143,6 +143,7 @@ void bind_decode(py::module_& m);
 void bind_beam(py::module_& m);
 void bind_attention_search(py::module_& m);
 void bind_one_to_many(py::module_& m);
+void bind_session(py::module_& m);
 void bind_stream(py::module_& m);
 
 }  // namespace fusedlstm

@@ -1,6 +1,7 @@
 #include "decode/attention_decoder.h"
 
 #include <algorithm>
+#include <type_traits>
 #include <utility>
 
 #include "runtime/products.h"
@@ -17,8 +18,14 @@ AttentionDecoder<T>::AttentionDecoder(std::shared_ptr<const PackedWeights<T>> ls
       output_(std::move(output)),
       feeding_(feeding),
       fed_(fed_columns(*attention_, feeding)),
-      table_(output_->outputs * 4 * lstm_->shape.hidden_padded()),
-      fed_panels_(fed_ * 4 * lstm_->shape.hidden_padded()) {
+      late_(lstm_->compute == Compute::kBfloat16 && fed_ > 0 ? (lstm_->shape.input_size - fed_) % kLowBlock
+                                                             : 0),
+      table_(output_->outputs * 4 * lstm_->shape.hidden_padded()) {
+  if (lstm_->compute != Compute::kFull) {
+    make_low_table(embedding);
+    return;
+  }
+  fed_panels_ = Buffer<T>(fed_ * 4 * lstm_->shape.hidden_padded());
   const PackedLayer<T>& first = lstm_->layers[0];
   const Kernels<T>& k = lstm_->kernels();
   const ptrdiff_t columns = first.bias.size(), embedded = first.inputs - fed_;
@@ -43,31 +50,77 @@ AttentionDecoder<T>::AttentionDecoder(std::shared_ptr<const PackedWeights<T>> ls
 }
 
 template <class T>
+void AttentionDecoder<T>::make_low_table(const T* embedding) {
+  if constexpr (std::is_same_v<T, float>) {
+    const PackedLayer<float>& first = lstm_->layers[0];
+    const ptrdiff_t V = vocabulary(), columns = first.bias.size(), embedded = first.inputs - fed_,
+                    early = embedded - late_;
+    if (fed_ > 0) low_fed_ = low_elements(first.low_input, first.inputs, columns, early, first.inputs);
+    late_elements_ = Buffer<float>(V * late_);
+    for (ptrdiff_t token = 0; token < V; ++token) {
+      std::copy_n(embedding + token * embedded + early, late_, late_elements_.data() + token * late_);
+      std::copy_n(first.bias.data(), columns, table_.data() + token * columns);
+    }
+    if (early == 0) return;
+    const LowMatrix weights = low_elements(first.low_input, first.inputs, columns, 0, early);
+    LowRows rows(lstm_->compute, V, early);
+    run_job(0, nullptr, [&](Team& team) {
+      rows.round_share(*lstm_->level, V, embedding, embedded, false, team);
+      team.barrier();
+      low_matrix_share(*lstm_->level, weights, columns, rows, V, false, first.bias.data(), 0, table_.data(),
+                       columns, team);
+    });
+  }
+}
+
+template <class T>
 AttentionRows<T>::AttentionRows(const AttentionDecoder<T>& model, ptrdiff_t capacity, ptrdiff_t N,
                                 ptrdiff_t S, const T* memory, const int32_t* lengths,
                                 const LstmStates<T>& initial, const Poll& poll)
     : model_(model),
       capacity_(capacity),
-      S_(S),
       H_(model.shape().hidden_size),
-      layers_(model.lstm(), capacity),
-      source_(static_cast<size_t>(capacity)),
-      source_next_(static_cast<size_t>(capacity)),
-      fed_(Buffer<T>::zeros(capacity * model.fed())),
+      layers_(model.lstm(), capacity, first_columns()),
+      sources_(static_cast<size_t>(capacity)),
+      sources_next_(static_cast<size_t>(capacity)),
+      first_(Buffer<T>::zeros(capacity * first_columns())),
       low_output_(model.output().compute, capacity, model.output().inputs) {
   const PackedAttention<T>& attention = model.attention();
-  if (!attention.none()) memory_ = SourceMemory<T>(attention, N, S, memory, lengths, false, poll);
-  if (attention.covers()) coverage_ = Buffer<T>::zeros(capacity * S);
   if (attention.additive()) queries_ = Buffer<T>(capacity * attention.A);
   if (!attention.none()) {
-    weights_ = Buffer<T>::zeros(capacity * S);
     joined_ = Buffer<T>(capacity * (attention.M + H_));
     outputs_ = Buffer<T>(capacity * attention.O);
   }
-  moved_ = Buffer<T>(capacity * std::max(model.feeding() ? attention.O : 0, attention.covers() ? S : 0));
-  for (ptrdiff_t j = 0; j < capacity; ++j)
-    source_[static_cast<size_t>(j)] = static_cast<int32_t>(std::min(j, std::max<ptrdiff_t>(N - 1, 0)));
-  layers_.set(0, N, initial.h0, initial.c0);
+  if (!attention.none() && N > 0) {
+    const auto memories =
+        std::make_shared<const SourceMemory<T>>(attention, N, S, memory, lengths, false, poll);
+    for (ptrdiff_t n = 0; n < N; ++n) sources_[static_cast<size_t>(n)] = {memories, n};
+  }
+  make_room(S);
+  if (N > 0) layers_.set(0, N, initial.h0, initial.c0);
+}
+
+// For sources of up to S positions.
+template <class T>
+void AttentionRows<T>::make_room(ptrdiff_t S) {
+  const PackedAttention<T>& attention = model_.attention();
+  const ptrdiff_t covered = attention.covers() ? S : 0;
+  auto weights = Buffer<T>(attention.none() ? 0 : capacity_ * S),
+       coverage = Buffer<T>::zeros(capacity_ * covered),
+       moved = Buffer<T>(capacity_ * std::max(model_.feeding() ? first_columns() : 0, covered));
+  if (coverage_.size())
+    for (ptrdiff_t j = 0; j < capacity_; ++j)
+      std::copy_n(coverage_.data() + j * S_, S_, coverage.data() + j * S);
+  weights_ = std::move(weights);
+  coverage_ = std::move(coverage);
+  moved_ = std::move(moved);
+  S_ = S;
+}
+
+template <class T>
+void AttentionRows<T>::attach(ptrdiff_t row, const Source<T>& source) {
+  if (source.memory && source.length() > S_) make_room(source.length());
+  sources_[static_cast<size_t>(row)] = source;
 }
 
 // From h of the last layer to the weights and contexts of all rows; waits for all threads before, if need be,
@@ -81,7 +134,7 @@ void AttentionRows<T>::attend_share(Team& team, ptrdiff_t count) {
     Work work;
     if (attention.additive()) work = product_work(count, A, H_, sizeof(T), sizeof(T), team.threads());
     for (ptrdiff_t j = rows.begin; j < rows.end; ++j)
-      work = work + memory_.attend_work(attention, source_[static_cast<size_t>(j)], 1, false);
+      work = work + source(j).memory->attend_work(attention, source(j).n, 1, false);
     return work;
   });
   const T* query = layers_.h();
@@ -104,14 +157,14 @@ void AttentionRows<T>::attend_share(Team& team, ptrdiff_t count) {
     query_row = A;
   }
   for (ptrdiff_t j = rows.begin, end; j < rows.end; j = end) {
-    const int32_t n = source_[static_cast<size_t>(j)];
-    for (end = j + 1; end < rows.end && source_[static_cast<size_t>(end)] == n;) ++end;
+    const Source<T>& looked_at = source(j);
+    for (end = j + 1; end < rows.end && source(end) == looked_at;) ++end;
     T* const weights = weights_.data() + j * S_;
     T* const coverage = attention.covers() ? coverage_.data() + j * S_ : nullptr;
-    memory_.attend(attention, n, end - j, query + j * query_row, query_row, coverage, S_, weights, S_,
-                   joined_.data() + j * joined, joined);
+    looked_at.memory->attend(attention, looked_at.n, end - j, query + j * query_row, query_row, coverage, S_,
+                             weights, S_, joined_.data() + j * joined, joined);
     for (ptrdiff_t r = 0; r < end - j; ++r) {
-      std::fill(weights + r * S_ + memory_.length(n), weights + (r + 1) * S_, T(0));
+      std::fill(weights + r * S_ + looked_at.length(), weights + (r + 1) * S_, T(0));
       if (coverage) kernels().add(S_, weights + r * S_, coverage + r * S_);
     }
   }
@@ -125,11 +178,12 @@ void AttentionRows<T>::step_share(Team& team, ptrdiff_t count, const int32_t* to
   const Share rows = share_of(count, team.thread(), team.threads());
   if (bahdanau()) {
     attend_share(team, count);
-    for (ptrdiff_t j = rows.begin; j < rows.end; ++j)
-      std::copy_n(joined_.data() + j * joined, M, fed_.data() + j * M);
-    team.barrier();
+    for (ptrdiff_t j = rows.begin; j < rows.end; ++j) std::copy_n(joined_.data() + j * joined, M, fed(j));
   }
-  layers_.step_share(team, count, model_.first_input(tokens, fed_.data()));
+  for (ptrdiff_t j = rows.begin; j < rows.end; ++j)
+    std::copy_n(model_.late_elements(tokens[j]), model_.late(), fed(j) - model_.late());
+  if (bahdanau() || model_.late() > 0) team.barrier();
+  layers_.step_share(team, count, model_.first_input(tokens, first_.data()));
   if (!attention.none()) {
     if (!bahdanau()) attend_share(team, count);
     const Scope scope(Phase::kAttention, -1, [&] {
@@ -154,7 +208,8 @@ void AttentionRows<T>::step_share(Team& team, ptrdiff_t count, const int32_t* to
     team.barrier();
     T* const a = outputs_.data() + rows.begin * O;
     k.tanh(rows.size() * O, a, a);
-    if (model_.feeding()) std::copy_n(a, rows.size() * O, fed_.data() + rows.begin * O);
+    for (ptrdiff_t j = rows.begin; model_.feeding() && j < rows.end; ++j)
+      std::copy_n(outputs_.data() + j * O, O, fed(j));
     team.barrier();
   }
   const T* const a = attention.none() ? layers_.h() : outputs_.data();
@@ -171,36 +226,40 @@ void AttentionRows<T>::gather(ptrdiff_t count, const int32_t* from) {
     for (ptrdiff_t j = 0; j < count; ++j) std::copy_n(rows.data() + from[j] * n, n, moved_.data() + j * n);
     std::copy_n(moved_.data(), count * n, rows.data());
   };
-  if (model_.feeding()) move(fed_, model_.fed());
+  if (model_.feeding()) move(first_, first_columns());
   if (coverage_.size()) move(coverage_, S_);
-  for (ptrdiff_t j = 0; j < count; ++j)
-    source_next_[static_cast<size_t>(j)] = source_[static_cast<size_t>(from[j])];
-  std::copy_n(source_next_.begin(), count, source_.begin());
+  for (ptrdiff_t j = 0; j < count; ++j) sources_next_[static_cast<size_t>(j)] = source(from[j]);
+  std::swap(sources_, sources_next_);
+  for (Source<T>& left : sources_next_) {  // a source lives as long as its rows
+    if (!left.memory) break;
+    left = {};
+  }
 }
 
 template <class T>
-ptrdiff_t AttentionRows<T>::state_size() const {
-  return layers_.state_size() + (model_.feeding() ? model_.fed() : 0) + (coverage_.size() ? S_ : 0) + 1;
+ptrdiff_t AttentionRows<T>::state_size(ptrdiff_t row) const {
+  return layers_.state_size() + (model_.feeding() ? model_.fed() : 0) +
+         (model_.attention().covers() ? source(row).length() : 0);
 }
 
 template <class T>
 void AttentionRows<T>::save(ptrdiff_t row, T* state) const {
   state = layers_.save(row, state);
-  if (model_.feeding()) state = std::copy_n(fed_.data() + row * model_.fed(), model_.fed(), state);
-  if (coverage_.size()) state = std::copy_n(coverage_.data() + row * S_, S_, state);
-  *state = static_cast<T>(source_[static_cast<size_t>(row)]);
+  if (model_.feeding()) state = std::copy_n(fed(row), model_.fed(), state);
+  if (coverage_.size()) std::copy_n(coverage_.data() + row * S_, source(row).length(), state);
 }
 
 template <class T>
 void AttentionRows<T>::load(ptrdiff_t row, const T* state) {
   state = layers_.load(row, state);
-  const auto take = [&](ptrdiff_t n, T* to) {
-    std::copy_n(state, n, to);
-    state += n;
-  };
-  if (model_.feeding()) take(model_.fed(), fed_.data() + row * model_.fed());
-  if (coverage_.size()) take(S_, coverage_.data() + row * S_);
-  source_[static_cast<size_t>(row)] = static_cast<int32_t>(*state);
+  if (model_.feeding()) {
+    std::copy_n(state, model_.fed(), fed(row));
+    state += model_.fed();
+  }
+  if (coverage_.size()) {
+    T* const coverage = coverage_.data() + row * S_;
+    std::fill(std::copy_n(state, source(row).length(), coverage), coverage + S_, T(0));
+  }
 }
 
 template class AttentionDecoder<float>;

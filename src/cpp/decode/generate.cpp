@@ -19,13 +19,14 @@ void generate(StepRows<T>& rows, const T* logits, const GenerationRequest<T>& re
   std::fill_n(result.top_log_probabilities, R * most * top, T(0));
   std::fill_n(result.finish, R, Finish::kLength);
   std::fill_n(result.behind, R, 0);
+  std::fill_n(result.states, R * result.state_row, T(0));
   if (R == 0) return;
 
   std::vector<int32_t> prompt_of;
   for (ptrdiff_t r = 0; r < R; ++r) prompt_of.push_back(static_cast<int32_t>(r / n));
   if (n > 1) rows.gather(R, prompt_of.data());
   if (most == 0) {
-    for (ptrdiff_t r = 0; r < R; ++r) rows.save(r, result.states + r * rows.state_size());
+    for (ptrdiff_t r = 0; r < R; ++r) rows.save(r, result.states + r * result.state_row);
     return;
   }
   GenerationPool<T> pool(rows);
@@ -53,7 +54,7 @@ void generate(StepRows<T>& rows, const T* logits, const GenerationRequest<T>& re
       if (choice.finish == Finish::kNot) continue;
       result.finish[r] = choice.finish;
       ended[static_cast<size_t>(r)] = result.behind[r] = choice.behind;
-      rows.save(j, result.states + r * rows.state_size());
+      rows.save(j, result.states + r * result.state_row);
     }
     if (request.on_tokens) request.on_tokens(step_tokens.data(), ended.data());
     pool.drop_finished();

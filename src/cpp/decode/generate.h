@@ -30,7 +30,8 @@ struct GenerationResult {
   T* top_log_probabilities;  // the same, 0 past the end
   Finish* finish;            // (R)
   int32_t* behind;           // (R): bytes of the last token's text behind a stop string
-  T* states;                 // (R, state_size): before the sequence's last token was fed
+  T* states;                 // (R, state_row): before the sequence's last token was fed, 0 past its end
+  ptrdiff_t state_row;       // the largest state_size of the N rows
 };
 
 // rows 0 .. N - 1 are the prompts and logits (N, V) what follows them; the rows are used up. Sequence r

@@ -50,7 +50,7 @@ class LanguageModelRows final : public StepRows<T> {
   ptrdiff_t capacity() const override { return capacity_; }
   void step_share(Team& team, ptrdiff_t count, const int32_t* tokens, T* logits) override;
   void gather(ptrdiff_t count, const int32_t* from) override { layers_.gather(count, from); }
-  ptrdiff_t state_size() const override { return layers_.state_size(); }
+  ptrdiff_t state_size(ptrdiff_t) const override { return layers_.state_size(); }
   void save(ptrdiff_t row, T* state) const override { layers_.save(row, state); }
   void load(ptrdiff_t row, const T* state) override { layers_.load(row, state); }
 

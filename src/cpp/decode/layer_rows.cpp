@@ -1,6 +1,7 @@
 #include "decode/layer_rows.h"
 
 #include <algorithm>
+#include <cmath>
 #include <type_traits>
 #include <utility>
 
@@ -9,12 +10,14 @@
 namespace fusedlstm {
 
 template <class T>
-LayerRows<T>::LayerRows(const PackedWeights<T>& lstm, ptrdiff_t capacity)
+LayerRows<T>::LayerRows(const PackedWeights<T>& lstm, ptrdiff_t capacity, ptrdiff_t fed)
     : lstm_(lstm),
       L_(lstm.shape.num_layers),
       H_(lstm.shape.hidden_size),
       pitch_(row_pitch<T>(H_)),
       gates_pitch_(4 * lstm.shape.hidden_padded()),
+      h_scale_(static_cast<size_t>(L_)),
+      low_fed_(lstm.compute, low() ? capacity : 0, fed),
       gates_(capacity * gates_pitch_) {
   for (ptrdiff_t layer = 0; layer < L_; ++layer) {
     for (std::vector<Buffer<T>>* state : {&h_, &h_next_, &c_})
@@ -24,12 +27,31 @@ LayerRows<T>::LayerRows(const PackedWeights<T>& lstm, ptrdiff_t capacity)
   }
 }
 
-// h of these rows also to low precision, where products take it so
+// h of these rows also to low precision, where products take it so. int8 counts h in steps of 1/127 of
+// [-1, 1]; initial states may lie beyond, and have a scale of their own until their first step.
 template <class T>
 void LayerRows<T>::round_rows(size_t layer, ptrdiff_t first, ptrdiff_t count) {
-  if constexpr (std::is_same_v<T, float>)
-    if (low())
-      low_h_[layer].round(*lstm_.level, first, count, h_[layer].data() + first * pitch_, pitch_, true);
+  if constexpr (std::is_same_v<T, float>) {
+    if (!low()) return;
+    const float* const rows = h_[layer].data() + first * pitch_;
+    low_h_[layer].round(*lstm_.level, first, count, rows, pitch_, true);
+    if (lstm_.compute != Compute::kInt8) return;
+    Buffer<float>& scale = h_scale_[layer];
+    for (ptrdiff_t j = 0; j < count; ++j) {
+      const float* const h = rows + j * pitch_;
+      float largest = 1;
+      for (ptrdiff_t u = 0; u < H_; ++u) largest = std::max(largest, std::abs(h[u]));
+      if (largest > 1 && scale.size() == 0) {
+        scale = Buffer<float>(low_h_[layer].scale.size());
+        std::fill_n(scale.data(), scale.size(), 1.0f);
+      }
+      if (scale.size()) scale[first + j] = largest;
+      if (largest == 1) continue;
+      std::vector<float> divided(h, h + H_);
+      for (float& value : divided) value /= largest;
+      low_h_[layer].round(*lstm_.level, first + j, 1, divided.data(), H_, true);
+    }
+  }
 }
 
 template <class T>
@@ -85,9 +107,15 @@ void LayerRows<T>::gates_share(Team& team, size_t layer, ptrdiff_t count, const 
     for (ptrdiff_t j = rows.begin; j < rows.end; ++j)
       std::copy_n(input.table + input.tokens[j] * gates_pitch_, gates_pitch_,
                   gates_.data() + j * gates_pitch_);
+    if constexpr (std::is_same_v<T, float>)
+      if (low() && input.fed > 0) low_fed_.round_share(*lstm_.level, count, input.x, input.fed, false, team);
     if (input.fed > 0) {
       team.barrier();
-      product(input.fed, input.x, input.fed, input.weights, gates_.data(), gates_pitch_);
+      if (!low())
+        product(input.fed, input.x, input.fed, input.weights, gates_.data(), gates_pitch_);
+      else if constexpr (std::is_same_v<T, float>)
+        low_matrix_share(*lstm_.level, *input.low_weights, gates_pitch_, low_fed_, count, false,
+                         gates_.data(), gates_pitch_, gates_.data(), gates_pitch_, team);
     }
   }
   team.barrier();
@@ -141,12 +169,13 @@ void LayerRows<T>::step_share(Team& team, ptrdiff_t count, const FirstInput<T>& 
         k.cell_forward(cell);
       else if constexpr (std::is_same_v<T, float>)
         low_cell_forward(*lstm_.level, packed, cell, gates_.data(), gates_pitch_, low_h_[l], low_h_next_[l],
-                         0, 1);
+                         0, 1, h_scale_[l].data());
     }
     team.barrier();
     if (team.thread() == 0) {
       std::swap(h_[l], h_next_[l]);
       std::swap(low_h_[l], low_h_next_[l]);
+      h_scale_[l] = {};
     }
     team.barrier();
   }

@@ -12,17 +12,19 @@ namespace fusedlstm {
 // What the first layer of every row reads: W x + b of its token, and values that are fed back.
 template <class T>
 struct FirstInput {
-  const T* table;              // (V, 4 H_pad): W x + b of every token
-  const int32_t* tokens;       // by row
-  ptrdiff_t fed = 0;           // F; 0 in low precision
-  const T* x = nullptr;        // (rows, F)
-  const T* weights = nullptr;  // panels (F, 4 H_pad)
+  const T* table;                          // (V, 4 H_pad): W x + b of every token
+  const int32_t* tokens;                   // by row
+  ptrdiff_t fed = 0;                       // F
+  const T* x = nullptr;                    // (rows, F)
+  const T* weights = nullptr;              // panels (F, 4 H_pad)
+  const LowMatrix* low_weights = nullptr;  // instead, in low precision
 };
 
 template <class T>
 class LayerRows {
  public:
-  LayerRows(const PackedWeights<T>& lstm, ptrdiff_t capacity);
+  // fed: F of all steps
+  LayerRows(const PackedWeights<T>& lstm, ptrdiff_t capacity, ptrdiff_t fed = 0);
 
   // Feeds rows j < count. All threads of the team call; `input` is complete on entry; ends with a barrier.
   void step_share(Team& team, ptrdiff_t count, const FirstInput<T>& input);
@@ -46,7 +48,9 @@ class LayerRows {
   ptrdiff_t L_, H_, pitch_, gates_pitch_;
   std::vector<Buffer<T>> h_, h_next_, c_;    // by layer: (capacity, H_pad)
   std::vector<LowRows> low_h_, low_h_next_;  // by layer: h in low precision
-  Buffer<T> gates_;                          // (capacity, 4 H_pad): what the layer at hand reads
+  std::vector<Buffer<float>> h_scale_;       // by layer, int8: largest |h| of rows that begin beyond [-1, 1]
+  LowRows low_fed_;
+  Buffer<T> gates_;  // (capacity, 4 H_pad): what the layer at hand reads
 };
 
 }  // namespace fusedlstm

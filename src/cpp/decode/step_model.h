@@ -27,8 +27,8 @@ class StepRows {
   // Row j becomes what row from[j] was, j < count: rows may move, double and vanish. One thread calls.
   virtual void gather(ptrdiff_t count, const int32_t* from) = 0;
 
-  // All that a row carries, as state_size() numbers.
-  virtual ptrdiff_t state_size() const = 0;
+  // All that a row carries, as state_size(row) numbers; but not the source that it looks at, if any.
+  virtual ptrdiff_t state_size(ptrdiff_t row) const = 0;
   virtual void save(ptrdiff_t row, T* state) const = 0;
   virtual void load(ptrdiff_t row, const T* state) = 0;
 };

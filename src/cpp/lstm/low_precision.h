@@ -20,33 +20,41 @@ Work step_work(const CellForward<T>& s, ptrdiff_t I, Compute compute) {
   return work;
 }
 
-// A thread's share of to (rows, 4, H_pad) = W x + b.
-inline void low_input_share(const Level& level, const PackedLayer<float>& layer, const LowRows& x,
-                            ptrdiff_t rows, bool hidden, float* to, ptrdiff_t to_row, Team& team) {
+// A thread's share of to (rows, N) = init + W x, which may be init itself.
+inline void low_matrix_share(const Level& level, const LowMatrix& weights, ptrdiff_t N, const LowRows& x,
+                             ptrdiff_t rows, bool hidden, const float* init, ptrdiff_t init_row, float* to,
+                             ptrdiff_t to_row, Team& team) {
   const auto fill = [&](auto product) {
     product.M = rows;
-    product.N = layer.bias.size();
-    product.init = layer.bias.data();
-    product.init_row = 0;
+    product.N = N;
+    product.init = init;
+    product.init_row = init_row;
     product.c = to;
     product.c_row = to_row;
     return product;
   };
   if (x.bf16.size()) {
-    gemm_share(level.bf16, fill(bf16_product(x, layer.low_input)), team);
+    gemm_share(level.bf16, fill(bf16_product(x, weights)), team);
   } else {
-    GemmInt8 product = fill(int8_product(x, layer.low_input));
+    GemmInt8 product = fill(int8_product(x, weights));
     product.row_scale = hidden ? nullptr : x.scale.data();
     gemm_share(level.int8, product, team);
   }
 }
 
+// A thread's share of to (rows, 4, H_pad) = W x + b.
+inline void low_input_share(const Level& level, const PackedLayer<float>& layer, const LowRows& x,
+                            ptrdiff_t rows, bool hidden, float* to, ptrdiff_t to_row, Team& team) {
+  low_matrix_share(level, layer.low_input, layer.bias.size(), x, rows, hidden, layer.bias.data(), 0, to,
+                   to_row, team);
+}
+
 // The step that `s` describes, but for its product: input + R h_{t-1} goes to `sums` (M, 4, H_pad), which may
 // be the input itself, and the rounded h_t to h_next. Row m of `s` is row first + m stride of h_prev and
-// h_next.
+// h_next. With int8, h_prev times row_scale is h_{t-1}, where it is given.
 inline void low_cell_forward(const Level& level, const PackedLayer<float>& layer, CellForward<float> s,
                              float* sums, ptrdiff_t sums_row, const LowRows& h_prev, LowRows& h_next,
-                             ptrdiff_t first, ptrdiff_t stride) {
+                             ptrdiff_t first, ptrdiff_t stride, const float* row_scale = nullptr) {
   // Few rows: several panels of each gate at a time. Many: blocks whose sums stay in the first-level cache
   // for the gates.
   constexpr ptrdiff_t few_rows = 4, rows_together = 64;
@@ -91,6 +99,7 @@ inline void low_cell_forward(const Level& level, const PackedLayer<float>& layer
       else
         multiply(int8_product(h_prev, layer.low_recurrent), [&](GemmInt8 product, ptrdiff_t column) {
           product.column_scale += u + column;
+          if (row_scale) product.row_scale = row_scale + m;
           level.int8.gemm(product);
         });
       part.recurrent = nullptr;

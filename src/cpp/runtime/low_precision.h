@@ -30,6 +30,9 @@ struct LowMatrix {
   size_t bytes() const { return bf16.bytes() + int8.bytes() + scale.bytes(); }
 };
 
+// Of W (K, N), N in whole panels, what multiplies the elements [begin, end) of a row of x.
+LowMatrix low_elements(const LowMatrix& weights, ptrdiff_t K, ptrdiff_t N, ptrdiff_t begin, ptrdiff_t end);
+
 // Rows of n values in the type that products take.
 struct LowRows {
   ptrdiff_t n = 0, pitch = 0;

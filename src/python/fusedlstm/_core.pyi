@@ -311,6 +311,16 @@ class AttentionDecoder:
         h0: Float | None = None,
         c0: Float | None = None,
     ) -> tuple[Float, Float | None]: ...
+    # what the output layer reads, instead of the logits
+    def outputs(
+        self,
+        tokens: Int,
+        memory: Float | None,
+        memory_lengths: Int | None,
+        *,
+        h0: Float | None = None,
+        c0: Float | None = None,
+    ) -> tuple[Float, Float | None]: ...
     def generate(
         self,
         *,
@@ -495,12 +505,22 @@ class LanguageModelDecoder:
 class GenerationSession:
     """Sequences of one model, stepped together; `fusedlstm.generation.Session` says what each method does."""
 
-    def __init__(self, decoder: LanguageModelDecoder, capacity: int) -> None: ...
+    def __init__(self, decoder: LanguageModelDecoder | AttentionDecoder, capacity: int) -> None: ...
     @property
     def capacity(self) -> int: ...
     @property
     def ids(self) -> list[int]: ...
-    def join(self, prompt: Int, options: SamplingOptions, seed: int) -> int: ...
+    # states h0, c0 (L, H) and, with attention, memory (S, M)
+    def join(
+        self,
+        prompt: Int,
+        options: SamplingOptions,
+        seed: int,
+        *,
+        h0: Float | None = None,
+        c0: Float | None = None,
+        memory: Float | None = None,
+    ) -> int: ...
     # (id, token, log-probability, finish, behind, top) of every live sequence
     def step(
         self, *, processor: Processor | None = None, token_mask: TokenMask | None = None
@@ -516,6 +536,8 @@ class GenerationSession:
         logits: Float,
         options: SamplingOptions,
         seed: int,
+        *,
+        memory: Float | None = None,
     ) -> int: ...
 
 # one to many --------------------------------------------------------------------------------------------

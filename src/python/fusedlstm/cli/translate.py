@@ -88,7 +88,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--stats", action="store_true", help="lines per second, on standard error")
     parser.add_argument(
         "--compute-dtype",
-        choices=("float32", "bfloat16"),
+        choices=("float32", "bfloat16", "int8"),
         help="of the products of LSTMs and output layer (default: what the model was trained with)",
     )
     add_threads(parser)

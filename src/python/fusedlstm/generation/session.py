@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,10 +11,26 @@ from numpy.typing import NDArray
 
 from fusedlstm import _core
 from fusedlstm.generation.sampling import Sampling
-from fusedlstm.generation.stream import TextPieces
 
 if TYPE_CHECKING:
-    from fusedlstm import LanguageModel
+    from fusedlstm import LanguageModel, Seq2Seq
+
+NewText = Callable[[int, int | None], str]  # what a token adds; of the last one, less bytes at its end
+
+
+class Beginning(NamedTuple):
+    """What a model makes of a text that a sequence begins with.
+
+    Examples
+    --------
+    >>> Beginning(np.array([1, 5], np.int32)).memory is None
+    True
+    """
+
+    tokens: NDArray[np.int32]  #: that it is fed
+    h0: NDArray[Any] | None = None  #: initial states, (L, H)
+    c0: NDArray[Any] | None = None
+    memory: NDArray[Any] | None = None  #: of a source, (S, M), for attention
 
 
 class NewToken(NamedTuple):
@@ -40,15 +57,17 @@ class SavedSequence:
     Attributes
     ----------
     tokens : int32 (T,)
-        Prompt and new tokens.
+        Prompt and new tokens; a translation's prompt is ``<bos>``.
     prompt_length : int
         How many are the prompt's.
-    state : (S,)
+    state : (X,)
         The model's.
     logits : (V,)
         Of the next token.
     sampling : Sampling
         How tokens are chosen; its seed is the sequence's.
+    memory : (S, M) or None
+        Of the source, for attention.
 
     Examples
     --------
@@ -65,18 +84,27 @@ class SavedSequence:
     state: NDArray[Any]
     logits: NDArray[Any]
     sampling: Sampling
+    memory: NDArray[Any] | None = None
+
+
+class _Live(NamedTuple):
+    """What a session keeps of a sequence beside the core."""
+
+    sampling: Sampling
+    new_text: NewText
+    memory: NDArray[Any] | None
 
 
 class Session:
     """A pool of live generators: weights are read once per step for all of them.
 
-    Each sequence gets what `LanguageModel.generate` would give it alone with the same options and seed, bit
-    for bit, whoever else is there and whenever they joined. One call at a time: a second thread, or a
-    processor that calls back, gets a ``RuntimeError``. After any error the sequences are as before.
+    Each sequence gets what ``model.generate`` would give it alone with the same options and seed, bit for
+    bit, whoever else is there and whenever they joined. One call at a time: a second thread, or a processor
+    that calls back, gets a ``RuntimeError``. After any error the sequences are as before.
 
     Parameters
     ----------
-    model : LanguageModel
+    model : LanguageModel or Seq2Seq
         Its parameters now; after training goes on, make a new session.
     capacity : int
         Most sequences at once, 1 to 2^20.
@@ -87,6 +115,11 @@ class Session:
     ------
     ValueError
         A capacity out of range.
+
+    Notes
+    -----
+    A step costs what a step of ``generate`` costs for a batch of as many sequences. With attention every
+    sequence has the memory of its source to itself, a forked one too: about ``S (A + 2 M)`` numbers.
 
     Examples
     --------
@@ -101,21 +134,35 @@ class Session:
     ...     text += "".join(new.text for new in session.step() if new.id == first)
     >>> text == model.generate("a", max_new_tokens=5, seed=1)
     True
+
+    Translations, of which each ends when it is complete:
+
+    >>> from fusedlstm import Seq2Seq
+    >>> from fusedlstm.data import Tokenizer, TokenizerPair
+    >>> letters = Tokenizer.from_lines(["abcd"], "char")
+    >>> translator = Seq2Seq(TokenizerPair(letters, letters), hidden_size=8, attention="general")
+    >>> session = translator.session(capacity=4)
+    >>> texts = {session.join(source, greedy=True, max_new_tokens=6): "" for source in ("ab", "c", "dda")}
+    >>> while session.ids:
+    ...     for new in session.step():
+    ...         texts[new.id] += new.text
+    >>> [*texts.values()] == translator.translate(["ab", "c", "dda"], beam=1, max_new_tokens=6)
+    True
     """
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: LanguageModel | Seq2Seq,
         capacity: int = 64,
         *,
         processor: _core.Processor | None = None,
         token_mask: _core.TokenMask | None = None,
     ) -> None:
         self._model = model
-        self._core = _core.GenerationSession(model.decoder, capacity)
+        self._core = _core.GenerationSession(model._generator, capacity)
         self._processor = processor
         self._token_mask = token_mask
-        self._live: dict[int, tuple[Sampling, TextPieces]] = {}
+        self._live: dict[int, _Live] = {}
 
     @property
     def capacity(self) -> int:
@@ -128,14 +175,14 @@ class Session:
         return tuple(self._live)
 
     def join(self, prompt: str, **options: Any) -> int:
-        """Read a prompt; its first new token comes with the next step.
+        """Read a prompt or a source; its first new token comes with the next step.
 
         Parameters
         ----------
         prompt : str
-            Text to continue, not empty.
+            Text to continue or to translate, not empty.
         **options
-            Those of `LanguageModel.generate`; at least one new token.
+            Those of the model's ``generate`` that are for one sequence; at least one new token.
 
         Returns
         -------
@@ -146,11 +193,23 @@ class Session:
         ------
         ValueError
             An option out of its range, a wrong prompt, no place left.
+
+        Warns
+        -----
+        UserWarning
+            A source is longer than any in training.
         """
-        tokens = self._model._prompt(prompt, "")
         sampling = self._model._sampling(options)
-        core = self._core.join(tokens, sampling.core(self._model.vocabulary.texts), sampling.seed)
-        return self._add(core, sampling, tokens)
+        begin = self._model._begin(prompt)
+        id = self._core.join(
+            begin.tokens,
+            self._options(sampling),
+            sampling.seed,
+            h0=begin.h0,
+            c0=begin.c0,
+            memory=begin.memory,
+        )
+        return self._add(id, sampling, begin.tokens, len(begin.tokens), begin.memory)
 
     def step(self) -> list[NewToken]:
         """The next token of every live sequence, in the order of `ids`; those that end with it leave.
@@ -166,10 +225,9 @@ class Session:
         for id, token, log_probability, finish, behind, top in self._core.step(
             processor=self._processor, token_mask=self._token_mask
         ):
-            pieces = self._live[id][1].push([token], [-1 if finish is None else behind])
+            text = self._live[id].new_text(token, None if finish is None else behind)
             if finish is not None:
                 del self._live[id]
-            text = pieces[0][1] if pieces else ""
             results.append(NewToken(id, token, text, log_probability, finish, top))
         return results
 
@@ -193,7 +251,9 @@ class Session:
             No live sequence has this id.
         """
         tokens, prompt_length, state, logits = self._core.save(id)
-        return SavedSequence(tokens, prompt_length, state, logits, self._live[id][0])
+        live = self._live[id]
+        memory = None if live.memory is None else live.memory.copy()
+        return SavedSequence(tokens, prompt_length, state, logits, live.sampling, memory)
 
     def restore(self, saved: SavedSequence) -> int:
         """Go on with a saved sequence as a new one; returns its id.
@@ -203,16 +263,17 @@ class Session:
         ValueError
             Sizes of another model, values that are none; no place left.
         """
-        sampling = saved.sampling
         id = self._core.restore(
             saved.tokens,
             saved.prompt_length,
             saved.state,
             saved.logits,
-            sampling.core(self._model.vocabulary.texts),
-            sampling.seed,
+            self._options(saved.sampling),
+            saved.sampling.seed,
+            memory=saved.memory,
         )
-        return self._add(id, sampling, saved.tokens)
+        memory = None if saved.memory is None else saved.memory.copy()
+        return self._add(id, saved.sampling, saved.tokens, saved.prompt_length, memory)
 
     def fork(self, id: int, *, seed: int | None = None) -> int:
         """A new sequence that goes on from where another is; returns its id.
@@ -234,6 +295,16 @@ class Session:
             saved = replace(saved, sampling=replace(saved.sampling, seed=seed))
         return self.restore(saved)
 
-    def _add(self, id: int, sampling: Sampling, tokens: NDArray[np.int32]) -> int:
-        self._live[id] = sampling, TextPieces([self._model._text_decoder(tokens)])
+    def _options(self, sampling: Sampling) -> _core.SamplingOptions:
+        return sampling.core(self._model._token_texts if sampling.stop_strings else None)
+
+    def _add(
+        self,
+        id: int,
+        sampling: Sampling,
+        tokens: NDArray[np.int32],
+        prompt_length: int,
+        memory: NDArray[Any] | None,
+    ) -> int:
+        self._live[id] = _Live(sampling, self._model._new_text(tokens, prompt_length), memory)
         return id

@@ -410,8 +410,8 @@ class Decoder(Module):
     dtype, init
         As in `fusedlstm.nn.LSTM`.
     compute_dtype : str, optional
-        "bfloat16": of the products of the LSTM, in training and scores, and of the output layer. May be set
-        later.
+        Of the products of the LSTM and of the output layer: "bfloat16", or for inference only "int8".
+        Attention stays float32. May be set later.
     seed : int
         Of the initial values.
 
@@ -496,7 +496,7 @@ class Decoder(Module):
 
     @property
     def compute_dtype(self) -> str | None:
-        """``"bfloat16"`` or None: what LSTM and output layer multiply is rounded to it first."""
+        """``"bfloat16"``, ``"int8"`` or None: what LSTM and output layer multiply is rounded to it first."""
         return self.layers.compute_dtype
 
     @compute_dtype.setter
@@ -545,7 +545,12 @@ class Decoder(Module):
         ValueError, TypeError
             As a call of `fusedlstm.nn.AttentionDecoder`.
         """
-        if self.layers.attention is None:
+        if self.compute_dtype == "int8":  # by the steps of generation
+            ids = token_array(inputs, self.vocabulary_size, "Decoder", "inputs")
+            source, source_lengths = self.layers._memory(memory, memory_lengths, len(ids))
+            h0, c0 = state
+            y, _ = self.native.outputs(ids, source, source_lengths, h0=h0, c0=c0)
+        elif self.layers.attention is None:
             y = self.layers.lstm(inputs, state=state, lengths=lengths, embedding=self.embedding)
         else:
             y = self.layers(

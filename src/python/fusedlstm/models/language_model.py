@@ -27,6 +27,7 @@ from fusedlstm.generation import (
     prefix_steps,
     token_steps,
 )
+from fusedlstm.generation.session import Beginning, NewText
 from fusedlstm.generation.stream import cut
 from fusedlstm.io import FormatError, ModelSchema, Option, load_model, save_model
 from fusedlstm.io.model_file import lstm_shapes
@@ -802,6 +803,28 @@ class LanguageModel(Module):
                 steps.close()
 
         return pieces()
+
+    # what a session asks for
+
+    @property
+    def _generator(self) -> _core.LanguageModelDecoder:
+        return self.decoder
+
+    @property
+    def _token_texts(self) -> _core.TokenTexts:
+        return self.vocabulary.texts
+
+    def _begin(self, prompt: str) -> Beginning:
+        return Beginning(self._prompt(prompt, ""))
+
+    def _new_text(self, tokens: Tokens, prompt_length: int) -> NewText:
+        pieces = TextPieces([self._text_decoder(tokens)])
+
+        def push(token: int, behind: int | None) -> str:
+            made = pieces.push([token], [-1 if behind is None else behind])
+            return made[0][1] if made else ""
+
+        return push
 
     def _sampling(self, options: Mapping[str, Any]) -> Sampling:
         """Options by name, ``stop`` as text."""

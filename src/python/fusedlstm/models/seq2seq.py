@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -15,8 +14,9 @@ from numpy.typing import NDArray
 from fusedlstm import _core
 from fusedlstm.data import PairBatch, PairBatches, Tokenizer, TokenizerPair
 from fusedlstm.data.pairs import pad, source_ids
-from fusedlstm.generation import BeamSearch, GeneratedText, Hypothesis, Sampling
+from fusedlstm.generation import BeamSearch, GeneratedText, Hypothesis, Sampling, Session
 from fusedlstm.generation._loop import iterate
+from fusedlstm.generation.session import Beginning, NewText
 from fusedlstm.generation.stream import cut
 from fusedlstm.io import FormatError, ModelSchema, Option, load_model, save_model
 from fusedlstm.io.model_file import lstm_shapes
@@ -148,7 +148,8 @@ class Seq2Seq(Module):
     embedding_dropout, output_dropout : float, optional
         Rates on the embeddings and before the output layer; ``dropout`` by default.
     dtype, compute_dtype
-        As in `fusedlstm.nn.LSTM`, the output layer included; "bfloat16" is saved with the model.
+        As in `fusedlstm.nn.LSTM`, the output layer included, in training, scores and translation; attention
+        and bridge stay float32. "bfloat16" is saved with the model; "int8" is for `load`.
     init : str or tuple
         "torch", or ("uniform", a): every parameter from U(-a, a).
     seed : int
@@ -216,6 +217,8 @@ class Seq2Seq(Module):
     ) -> None:
         if not isinstance(tokenizers, TokenizerPair):
             raise TypeError(f"Seq2Seq: tokenizers must be a TokenizerPair, got {type(tokenizers).__name__}")
+        if compute_dtype == "int8":
+            raise ValueError("Seq2Seq: compute_dtype 'int8' is for models that are trained: use load")
         if share_embedding and not tokenizers.shared:
             raise ValueError("Seq2Seq: share_embedding needs one tokenizer for source and target")
         self.tokenizers = tokenizers
@@ -715,10 +718,13 @@ class Seq2Seq(Module):
         read = self._read(self._sources([source], "stream"))
 
         def run(on_text: Callable[[str], None]) -> None:
-            pieces = _Pieces(self.tokenizers.target, on_text)
-            self._hypotheses(
-                read, search, lambda _, ids, ended: pieces.push(ids.tolist(), 0 if ended else None)
-            )
+            pieces = _Pieces(self.tokenizers.target)
+
+            def on_prefix(_: int, ids: Int, ended: bool) -> None:
+                if piece := pieces.push(ids.tolist(), 0 if ended else None):
+                    on_text(piece)
+
+            self._hypotheses(read, search, on_prefix)
 
         return iterate(run)
 
@@ -757,11 +763,51 @@ class Seq2Seq(Module):
             source, "beam_search", batch_size, lambda read, _: self._hypotheses(read, search)
         )
 
+    def session(
+        self,
+        capacity: int = 64,
+        *,
+        processor: _core.Processor | None = None,
+        token_mask: _core.TokenMask | None = None,
+    ) -> Session:
+        """A pool of live translations that are stepped together: see `fusedlstm.generation.Session`.
+
+        Sources join and leave at any time; each is translated as by `generate`, greedy or drawn.
+        """
+        return Session(self, capacity, processor=processor, token_mask=token_mask)
+
+    # what a session asks for
+
+    @property
+    def _generator(self) -> _core.AttentionDecoder:
+        return self.decoder.native
+
+    @property
+    def _token_texts(self) -> _core.TokenTexts:
+        return self.tokenizers.target.texts
+
+    def _begin(self, source: str) -> Beginning:
+        if not isinstance(source, str):
+            raise TypeError(f"join: source must be a str, got {type(source).__name__}")
+        read = self._read(self._sources([source], "join")).arguments
+        memory = read.get("memory")
+        return Beginning(
+            np.array([self.tokenizers.target.begin], np.int32),
+            read["h0"][:, 0],
+            read["c0"][:, 0],
+            None if memory is None else memory[0],
+        )
+
+    def _new_text(self, tokens: Int, prompt_length: int) -> NewText:
+        pieces = _Pieces(self.tokenizers.target)
+        pieces.push(tokens[prompt_length:].tolist())
+        return lambda token, behind: pieces.push([token], behind)
+
     def _search(self, options: Mapping[str, Any]) -> BeamSearch:
         return BeamSearch(**self._bounded(options))
 
     def _sampling(self, options: Mapping[str, Any]) -> Sampling:
-        return Sampling(**self._bounded(options))
+        return Sampling(**self._bounded({"max_new_tokens": 200, **options}))
 
     def _bounded(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options of translations that end with ``<eos>`` and have no ``<bos>``."""
@@ -939,12 +985,12 @@ class Seq2Seq(Module):
         target = self.tokenizers.target
         on_tokens = None
         if on_text is not None:
-            pieces = [_Pieces(target, partial(on_text, row)) for row in range(len(seeds))]
+            pieces = [_Pieces(target) for _ in seeds]
 
             def on_tokens(tokens: Int, ended: Int) -> None:
                 for row, (token, behind) in enumerate(zip(tokens.tolist(), ended.tolist(), strict=True)):
-                    if token >= 0:
-                        pieces[row].push([token], None if behind < 0 else behind)
+                    if token >= 0 and (piece := pieces[row].push([token], None if behind < 0 else behind)):
+                        on_text(row, piece)
 
         made = read.native.generate(
             **read.arguments,
@@ -1104,7 +1150,9 @@ class Seq2Seq(Module):
         path : str or path
             The file.
         compute_dtype : str, optional
-            Instead of the one the model was saved with, for a float32 model: "float32" or "bfloat16".
+            Instead of the one the model was saved with, for a float32 model: "float32", "bfloat16", or
+            "int8" for scores and translation only, with a quarter of the memory for the weights of LSTMs and
+            output layer. Attention and bridge stay float32.
 
         Raises
         ------
@@ -1134,19 +1182,19 @@ class Seq2Seq(Module):
 class _Pieces:
     """Tokens of one target to pieces of its text, as they are fixed."""
 
-    def __init__(self, tokenizer: Tokenizer, on_text: Callable[[str], object]) -> None:
-        self._tokenizer, self._on_text = tokenizer, on_text
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
         self._ids: list[int] = []
         self._written = 0
 
-    def push(self, ids: Sequence[int], behind: int | None = None) -> None:
-        """More tokens; with ``behind`` the last ones, and so many bytes at their end are no part of it."""
+    def push(self, ids: Sequence[int], behind: int | None = None) -> str:
+        """What more tokens add; with ``behind`` the last ones, less so many bytes at their end."""
         self._ids += ids
         text = self._tokenizer.decode(self._ids)
         if behind is not None:
             text = cut(text, behind)
         elif self._tokenizer.kind == "byte":
             text = text.rstrip("\ufffd")  # perhaps the beginning of a character
-        if len(text) > self._written:
-            self._on_text(text[self._written :])
-            self._written = len(text)
+        piece = text[self._written :]
+        self._written += len(piece)
+        return piece

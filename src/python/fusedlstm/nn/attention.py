@@ -176,7 +176,7 @@ class AttentionDecoder(Module):
         ``"float32"`` or ``"float64"``.
     compute_dtype : str, optional
         ``"bfloat16"`` for a float32 decoder: operands of the LSTM's products are rounded to it, as in `LSTM`.
-        Attention and generation are not. May be set later.
+        ``"int8"``, for generation only: see `decoder`. Attention stays float32. May be set later.
     init : str or tuple
         ``"torch"``: U(-1/sqrt(n), 1/sqrt(n)) with n = H in the LSTM, else the length that a weight is
         multiplied with; ``("uniform", a)``: U(-a, a).
@@ -297,13 +297,11 @@ class AttentionDecoder(Module):
 
     @property
     def compute_dtype(self) -> str | None:
-        """``"bfloat16"`` or None: the LSTM's operands are rounded to it before they are multiplied."""
+        """``"bfloat16"``, ``"int8"`` or None: the LSTM's operands are rounded to it first."""
         return self.lstm.compute_dtype
 
     @compute_dtype.setter
     def compute_dtype(self, compute_dtype: str | None) -> None:
-        if compute_dtype == "int8":
-            raise ValueError("AttentionDecoder: compute_dtype must be 'bfloat16' or None, got 'int8'")
         self.lstm.compute_dtype = compute_dtype
 
     @property
@@ -480,12 +478,16 @@ class AttentionDecoder(Module):
         ------
         ValueError
             If a size or dtype does not fit.
+
+        Notes
+        -----
+        LSTM and output layer multiply in their `compute_dtype`; attention, with its output W_c, is float32.
+        With ``"int8"`` an embedding and what is fed back beside it have a scale each.
         """
         self._check_vocabulary(embedding, output)
-        lstm = self.lstm.packed
-        if self.compute_dtype is not None:
-            lstm = lstm.lstm.pack(self.lstm.parameters, backward=False)
-        return _core.AttentionDecoder(lstm, self.packed, embedding.weight, output.packed, self.input_feeding)
+        return _core.AttentionDecoder(
+            self.lstm.packed, self.packed, embedding.weight, output.packed, self.input_feeding
+        )
 
     def _state(
         self, state: Any, batch: int, who: str, names: tuple[str, str]
@@ -517,6 +519,8 @@ class AttentionDecoder(Module):
         scheduled: ScheduledSampling | None,
     ) -> tuple[Float, Float, Float, Int | None, _core.AttentionTape, Float | None]:
         who = "AttentionDecoder"
+        if self.compute_dtype == "int8":
+            raise ValueError(f"{who}: compute_dtype 'int8' is for generation: see `decoder`")
         inputs = float_array(x, self.dtype, who, "x")
         if inputs.ndim != 3 or inputs.shape[2] != self.input_size:
             raise ValueError(f"{who}: x must be (N, T, E) with E = {self.input_size}, got {inputs.shape}")
