@@ -126,6 +126,11 @@ struct Int8Kernels {
   void (*gemm)(const GemmInt8&);
 };
 
+// Readings of the processor's counter that the parts of steps took.
+struct StepTicks {
+  uint64_t input, recurrent, gates;
+};
+
 // One step of M rows and the unit blocks [unit_begin, unit_end) (multiples of lanes) of a layer of H units.
 // Gate rows are [4][H_pad], gates in the order i f g o.
 template <class T>
@@ -141,7 +146,8 @@ struct CellForward {
   const T* c_prev;  // (M, H_pad), c_row apart; may be c
   T* c;
   ptrdiff_t c_row;
-  T* h;  // (M, H_pad), h_row apart
+  T* h;                        // (M, H_pad), h_row apart
+  StepTicks* ticks = nullptr;  // what the parts take is added there
 };
 
 // One step of one or two rows from its input: cell.input is the bias (input_row 0), or any rows that W x is

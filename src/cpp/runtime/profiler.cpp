@@ -6,9 +6,7 @@
 #include <mutex>
 #include <stdexcept>
 
-#if defined(__x86_64__)
-#include <x86intrin.h>
-#endif
+#include "kernels/ticks.h"
 
 namespace fusedlstm {
 
@@ -18,23 +16,32 @@ namespace {
 
 constexpr int kLayers = 32;  // counted apart
 constexpr size_t kIntervals = size_t{1} << 17;
+constexpr std::chrono::microseconds kShort{4};  // to time a shorter call takes more than 1 % of it
+constexpr uint32_t kRepeats = 30;               // calls after a short one that may count as it did
+constexpr uint32_t kDivided = 8;                // of so many timed scopes of steps one is divided into parts
 
 using Clock = std::chrono::steady_clock;
 double seconds_between(Clock::time_point begin, Clock::time_point end) {
   return std::chrono::duration<double>(end - begin).count();
 }
 
-// The processor's counter of time, several times cheaper to read than a clock.
 uint64_t ticks() {
-#if defined(__x86_64__)
-  return __rdtsc();
-#elif defined(__aarch64__)
-  uint64_t count;
-  asm volatile("mrs %0, cntvct_el0" : "=r"(count));
-  return count;
+#if defined(__x86_64__) || defined(__aarch64__)
+  return read_ticks();
 #else
   return static_cast<uint64_t>(Clock::now().time_since_epoch().count());
 #endif
+}
+
+uint64_t ticks_of_short_call() {
+  static const uint64_t found = [] {
+    const Clock::time_point begin = Clock::now();
+    const uint64_t first = ticks();
+    while (Clock::now() - begin < 25 * kShort) {
+    }
+    return (ticks() - first) / 25;
+  }();
+  return found;
 }
 
 // Written by one thread, read by another that may come in between.
@@ -50,8 +57,41 @@ class Sum {
 };
 
 struct Counter {
-  Sum<uint64_t> calls, ticks;
+  Sum<uint64_t> calls, timed, ticks;
   Sum<double> flops, bytes;
+
+  void add(uint64_t more_calls, uint64_t more_timed, uint64_t more_ticks, const Work& work) {
+    calls += more_calls;
+    timed += more_timed;
+    ticks += more_ticks;
+    flops += work.flops;
+    bytes += work.bytes;
+  }
+  void clear() {
+    calls.clear();
+    timed.clear();
+    ticks.clear();
+    flops.clear();
+    bytes.clear();
+  }
+};
+
+// The last short call, and how many calls like it may count as it did. Of its own thread only.
+struct LastCall {
+  uint32_t repeats = 0, timed = 0;  // scopes timed so far
+  uint64_t ticks = 0;
+  Work work;
+};
+
+// The ticks are those of divided scopes.
+struct StepCounter {
+  Counter input, recurrent, gates;
+
+  void add(uint64_t calls, uint64_t timed, const StepTicks& ticks, const StepWork& work) {
+    if (work.input.flops > 0) input.add(calls, timed, ticks.input, work.input);
+    recurrent.add(calls, timed, ticks.recurrent, work.recurrent);
+    gates.add(calls, timed, ticks.gates, work.gates);
+  }
 };
 
 struct Interval {
@@ -68,6 +108,8 @@ struct ThreadProfile {
   bool in_use = true;  // by a living thread; under the registry's lock
   Scope* innermost = nullptr;
   Counter counters[kLayers + 1][kPhases];  // first those of no layer
+  LastCall last[kLayers + 1][kPhases];
+  StepCounter steps[kLayers + 1];
   std::unique_ptr<Interval[]> intervals;
   std::atomic<size_t> interval_count{0};
   Sum<uint64_t> left_out;
@@ -75,12 +117,11 @@ struct ThreadProfile {
   void clear(bool keep_intervals) {
     innermost = nullptr;
     for (auto& layer : counters)
-      for (Counter& counter : layer) {
-        counter.calls.clear();
-        counter.ticks.clear();
-        counter.flops.clear();
-        counter.bytes.clear();
-      }
+      for (Counter& counter : layer) counter.clear();
+    for (auto& layer : last)
+      for (LastCall& call : layer) call = {};
+    for (StepCounter& step : steps)
+      for (Counter* part : {&step.input, &step.recurrent, &step.gates}) part->clear();
     interval_count.store(0);
     left_out.clear();
     if (keep_intervals && !intervals)
@@ -100,6 +141,7 @@ struct Profiles {
   ThreadProfile* starter = nullptr;
   uint64_t begin_ticks = 0;
   Clock::time_point begin;
+  std::atomic<uint64_t> short_call{0};
 };
 // Never destroyed: workers may be in a scope while the process ends.
 Profiles& profiles() {
@@ -151,16 +193,42 @@ ThreadProfile& own_profile(uint32_t profile) {
   return *own;
 }
 
+// Of one layer, with its part of the time of steps: what the kernel found in the divided ones.
+PhaseCount count_of(const ThreadProfile& thread, int layer, Phase phase, double seconds_per_tick) {
+  const auto& counters = thread.counters[layer];
+  const auto time = [&](const Counter& counter) {
+    return static_cast<double>(counter.ticks.get()) * seconds_per_tick;
+  };
+  const auto count = [&](const Counter& counter, double seconds) {
+    return PhaseCount{phase,   layer - 1,           counter.calls.get(), counter.timed.get(),
+                      seconds, counter.flops.get(), counter.bytes.get()};
+  };
+  const Counter& whole = counters[static_cast<size_t>(phase)];
+  PhaseCount sum = count(whole, time(whole));
+  const StepCounter& step = thread.steps[layer];
+  const Counter* const part = phase == Phase::kInput       ? &step.input
+                              : phase == Phase::kRecurrent ? &step.recurrent
+                              : phase == Phase::kGates     ? &step.gates
+                                                           : nullptr;
+  if (!part) return sum;
+  const double divided = time(step.input) + time(step.recurrent) + time(step.gates),
+               share = divided > 0 ? time(*part) / divided : (phase == Phase::kRecurrent ? 1.0 : 0.0);
+  const PhaseCount more = count(*part, share * time(counters[static_cast<size_t>(Phase::kStep)]));
+  sum.calls += more.calls;
+  sum.timed += more.timed;
+  sum.seconds += more.seconds;
+  sum.flops += more.flops;
+  sum.bytes += more.bytes;
+  return sum;
+}
+
 ThreadReport report_of(const ThreadProfile& thread, const std::string& name, uint64_t begin,
                        double seconds_per_tick) {
   ThreadReport report{name, {}, {}, thread.left_out.get()};
   for (int layer = 0; layer <= kLayers; ++layer) {
-    for (size_t phase = 0; phase < kPhases; ++phase) {
-      const Counter& counter = thread.counters[layer][phase];
-      if (counter.calls.get() == 0) continue;
-      report.counts.push_back({static_cast<Phase>(phase), layer - 1, counter.calls.get(),
-                               static_cast<double>(counter.ticks.get()) * seconds_per_tick,
-                               counter.flops.get(), counter.bytes.get()});
+    for (size_t phase = 0; phase < static_cast<size_t>(Phase::kStep); ++phase) {
+      const PhaseCount count = count_of(thread, layer, static_cast<Phase>(phase), seconds_per_tick);
+      if (count.calls > 0) report.counts.push_back(count);
     }
   }
   const size_t count = thread.interval_count.load(std::memory_order_acquire);
@@ -176,31 +244,50 @@ ThreadReport report_of(const ThreadProfile& thread, const std::string& name, uin
 
 void name_worker(int thread) { own_worker = thread; }
 
-void Scope::begin(Phase phase, ptrdiff_t layer, Work work) {
+ThreadProfile* Scope::begin(Phase phase, ptrdiff_t layer, Work work, ptrdiff_t calls) {
   profile_ = current_profile.load(std::memory_order_acquire);
-  if (profile_ == 0) return;
-  thread_ = &own_profile(profile_);
+  if (profile_ == 0) return nullptr;
+  ThreadProfile& thread = own_profile(profile_);
   phase_ = phase;
   layer_ = static_cast<int8_t>(std::min<ptrdiff_t>(layer, kLayers - 1));
+  LastCall& last = thread.last[layer_ + 1][static_cast<size_t>(phase)];
+  if (last.repeats > 0 && work.flops == last.work.flops && work.bytes == last.work.bytes) {
+    --last.repeats;
+    thread.counters[layer_ + 1][static_cast<size_t>(phase)].add(static_cast<uint64_t>(calls), 0, last.ticks,
+                                                                work);
+    if (thread.innermost) thread.innermost->inside_ += last.ticks;
+    return &thread;
+  }
+  thread_ = &thread;
+  calls_ = calls;
   work_ = work;
+  divided_ = phase == Phase::kStep && last.timed++ % kDivided == 0;
   outer_ = thread_->innermost;
   thread_->innermost = this;
   inside_ = 0;
   begin_ = ticks();
+  return nullptr;
 }
 
 void Scope::end() {
-  const uint64_t end = ticks(), elapsed = end - begin_;
+  const uint64_t end = ticks(), elapsed = end - begin_, own_ticks = elapsed - std::min(elapsed, inside_);
   // Another profile may have begun since: what it has of this thread is not this scope's.
   if (thread_->profile.load(std::memory_order_relaxed) != profile_) return;
   thread_->innermost = outer_;
   if (outer_) outer_->inside_ += elapsed;
-  Counter& counter = thread_->counters[layer_ + 1][static_cast<size_t>(phase_)];
-  counter.calls += 1;
-  counter.ticks += elapsed - inside_;
-  counter.flops += work_.flops;
-  counter.bytes += work_.bytes;
-  if (!thread_->intervals) return;
+  const uint64_t calls = static_cast<uint64_t>(calls_);
+  thread_->counters[layer_ + 1][static_cast<size_t>(phase_)].add(calls, calls, own_ticks, work_);
+  if (!thread_->intervals) {
+    // Equal work tells equal calls, so there must be some; a divided one took longer than the others do.
+    const bool is_short = own_ticks < profiles().short_call.load(std::memory_order_relaxed);
+    LastCall& last = thread_->last[layer_ + 1][static_cast<size_t>(phase_)];
+    if (is_short && work_.bytes > 0 && !divided_) {
+      last.repeats = kRepeats;
+      last.ticks = own_ticks;
+      last.work = work_;
+    }
+    return;
+  }
   const size_t count = thread_->interval_count.load(std::memory_order_relaxed);
   if (count == kIntervals) {
     thread_->left_out += 1;
@@ -210,16 +297,36 @@ void Scope::end() {
   thread_->interval_count.store(count + 1, std::memory_order_release);
 }
 
+void StepScope::begin_steps(ptrdiff_t layer, const StepWork& work, ptrdiff_t steps) {
+  ticks_ = {};
+  parts_ = work;
+  if (ThreadProfile* const repeated =
+          begin(Phase::kStep, layer, work.input + work.recurrent + work.gates, steps))
+    repeated->steps[layer_ + 1].add(static_cast<uint64_t>(steps), 0, ticks_, work);
+}
+
+void StepScope::end_steps() {
+  ThreadProfile* const thread = thread_;
+  end();
+  thread_ = nullptr;
+  if (thread->profile.load(std::memory_order_relaxed) != profile_) return;
+  const uint64_t steps = static_cast<uint64_t>(calls_);
+  thread->steps[layer_ + 1].add(steps, divided_ ? steps : 0, ticks_, parts_);
+}
+
 void start_profile(bool intervals) {
   Profiles& all = profiles();
   ThreadProfile* const caller = own_thread();
+  const uint64_t short_call = ticks_of_short_call();
   const std::lock_guard lock(all.mutex);
   if (current_profile.load() != 0) throw std::logic_error("a profile is running already");
   all.intervals.store(intervals);
+  all.short_call.store(short_call);
   all.starter = caller;
+  if (++all.last == 0) all.last = 1;
+  own_profile(all.last);  // cleared before the time begins
   all.begin = Clock::now();
   all.begin_ticks = ticks();
-  if (++all.last == 0) all.last = 1;
   current_profile.store(all.last, std::memory_order_release);
 }
 
