@@ -17,7 +17,7 @@ namespace {
 constexpr int kLayers = 32;  // counted apart
 constexpr size_t kIntervals = size_t{1} << 17;
 constexpr std::chrono::microseconds kShort{4};  // to time a shorter call takes more than 1 % of it
-constexpr uint32_t kRepeats = 30;               // calls after a short one that may count as it did
+constexpr uint64_t kRepeats = 100;              // calls after a short one that may count as it did
 constexpr uint32_t kDivided = 8;                // of so many timed scopes of steps one is divided into parts
 
 using Clock = std::chrono::steady_clock;
@@ -49,48 +49,70 @@ template <class Number>
 class Sum {
  public:
   void operator+=(Number more) { value_.store(get() + more, std::memory_order_relaxed); }
-  void clear() { value_.store(0, std::memory_order_relaxed); }
+  void operator=(Number value) { value_.store(value, std::memory_order_relaxed); }
   Number get() const { return value_.load(std::memory_order_relaxed); }
 
  private:
   std::atomic<Number> value_{0};
 };
 
+struct Count {
+  uint64_t calls = 0, timed = 0, ticks = 0;
+  Work work;
+};
+Count operator+(const Count& a, const Count& b) {
+  return {a.calls + b.calls, a.timed + b.timed, a.ticks + b.ticks, a.work + b.work};
+}
+
 struct Counter {
   Sum<uint64_t> calls, timed, ticks;
   Sum<double> flops, bytes;
 
-  void add(uint64_t more_calls, uint64_t more_timed, uint64_t more_ticks, const Work& work) {
-    calls += more_calls;
-    timed += more_timed;
-    ticks += more_ticks;
-    flops += work.flops;
-    bytes += work.bytes;
+  Count get() const { return {calls.get(), timed.get(), ticks.get(), {flops.get(), bytes.get()}}; }
+  void operator=(const Count& count) {
+    calls = count.calls;
+    timed = count.timed;
+    ticks = count.ticks;
+    flops = count.work.flops;
+    bytes = count.work.bytes;
+  }
+  void operator+=(const Count& more) { *this = get() + more; }
+};
+
+// A short call, and how many calls since then count as it did: all that is written for one of those. Of a
+// step there is also what its parts have to do.
+struct ShortCall {
+  Sum<uint64_t> repeated;
+  Counter one, parts[3];
+
+  Count repetitions(const Counter& of) const {
+    const uint64_t n = repeated.get();
+    const Count count = of.get();
+    const double times = static_cast<double>(n);
+    return {n * count.calls, 0, n * count.ticks, {times * count.work.flops, times * count.work.bytes}};
+  }
+};
+
+struct Calls {
+  Counter sum, parts[3];  // those of a step have the ticks of divided ones
+  ShortCall last;
+  uint64_t most_repeated = 0;
+  uint32_t timed = 0;  // scopes
+
+  Count total() const { return sum.get() + last.repetitions(last.one); }
+  Count part(int which) const { return parts[which].get() + last.repetitions(last.parts[which]); }
+  // What was repeated, into the sums.
+  void settle() {
+    if (last.repeated.get() == 0) return;
+    sum = total();
+    for (int which = 0; which < 3; ++which) parts[which] = part(which);
+    last.repeated = 0;
   }
   void clear() {
-    calls.clear();
-    timed.clear();
-    ticks.clear();
-    flops.clear();
-    bytes.clear();
-  }
-};
-
-// The last short call, and how many calls like it may count as it did. Of its own thread only.
-struct LastCall {
-  uint32_t repeats = 0, timed = 0;  // scopes timed so far
-  uint64_t ticks = 0;
-  Work work;
-};
-
-// The ticks are those of divided scopes.
-struct StepCounter {
-  Counter input, recurrent, gates;
-
-  void add(uint64_t calls, uint64_t timed, const StepTicks& ticks, const StepWork& work) {
-    if (work.input.flops > 0) input.add(calls, timed, ticks.input, work.input);
-    recurrent.add(calls, timed, ticks.recurrent, work.recurrent);
-    gates.add(calls, timed, ticks.gates, work.gates);
+    for (Counter* counter : {&sum, &last.one}) *counter = Count{};
+    for (int which = 0; which < 3; ++which) parts[which] = Count{}, last.parts[which] = Count{};
+    last.repeated = 0;
+    most_repeated = timed = 0;
   }
 };
 
@@ -107,23 +129,17 @@ struct ThreadProfile {
   int worker = 0;
   bool in_use = true;  // by a living thread; under the registry's lock
   Scope* innermost = nullptr;
-  Counter counters[kLayers + 1][kPhases];  // first those of no layer
-  LastCall last[kLayers + 1][kPhases];
-  StepCounter steps[kLayers + 1];
+  Calls calls[kLayers + 1][kPhases];  // first those of no layer
   std::unique_ptr<Interval[]> intervals;
   std::atomic<size_t> interval_count{0};
   Sum<uint64_t> left_out;
 
   void clear(bool keep_intervals) {
     innermost = nullptr;
-    for (auto& layer : counters)
-      for (Counter& counter : layer) counter.clear();
-    for (auto& layer : last)
-      for (LastCall& call : layer) call = {};
-    for (StepCounter& step : steps)
-      for (Counter* part : {&step.input, &step.recurrent, &step.gates}) part->clear();
+    for (auto& layer : calls)
+      for (Calls& of_phase : layer) of_phase.clear();
     interval_count.store(0);
-    left_out.clear();
+    left_out = 0;
     if (keep_intervals && !intervals)
       intervals = std::make_unique<Interval[]>(kIntervals);
     else if (!keep_intervals)
@@ -193,33 +209,30 @@ ThreadProfile& own_profile(uint32_t profile) {
   return *own;
 }
 
-// Of one layer, with its part of the time of steps: what the kernel found in the divided ones.
+// With its part of the time of the layer's steps: what the kernel found in the divided ones.
 PhaseCount count_of(const ThreadProfile& thread, int layer, Phase phase, double seconds_per_tick) {
-  const auto& counters = thread.counters[layer];
-  const auto time = [&](const Counter& counter) {
-    return static_cast<double>(counter.ticks.get()) * seconds_per_tick;
-  };
-  const auto count = [&](const Counter& counter, double seconds) {
-    return PhaseCount{phase,   layer - 1,           counter.calls.get(), counter.timed.get(),
-                      seconds, counter.flops.get(), counter.bytes.get()};
-  };
-  const Counter& whole = counters[static_cast<size_t>(phase)];
-  PhaseCount sum = count(whole, time(whole));
-  const StepCounter& step = thread.steps[layer];
-  const Counter* const part = phase == Phase::kInput       ? &step.input
-                              : phase == Phase::kRecurrent ? &step.recurrent
-                              : phase == Phase::kGates     ? &step.gates
-                                                           : nullptr;
-  if (!part) return sum;
-  const double divided = time(step.input) + time(step.recurrent) + time(step.gates),
-               share = divided > 0 ? time(*part) / divided : (phase == Phase::kRecurrent ? 1.0 : 0.0);
-  const PhaseCount more = count(*part, share * time(counters[static_cast<size_t>(Phase::kStep)]));
-  sum.calls += more.calls;
-  sum.timed += more.timed;
-  sum.seconds += more.seconds;
-  sum.flops += more.flops;
-  sum.bytes += more.bytes;
-  return sum;
+  const auto& calls = thread.calls[layer];
+  const Count own_calls = calls[static_cast<size_t>(phase)].total();
+  PhaseCount count{phase,
+                   layer - 1,
+                   own_calls.calls,
+                   own_calls.timed,
+                   static_cast<double>(own_calls.ticks) * seconds_per_tick,
+                   own_calls.work.flops,
+                   own_calls.work.bytes};
+  const int part = static_cast<int>(phase) - static_cast<int>(Phase::kInput);
+  if (part < 0 || part > 2) return count;
+  const Calls& steps = calls[static_cast<size_t>(Phase::kStep)];
+  const Count of_steps = steps.part(part);
+  const double divided = static_cast<double>(steps.part(0).ticks + steps.part(1).ticks + steps.part(2).ticks);
+  double share = phase == Phase::kRecurrent ? 1 : 0;  // where no counter can be read
+  if (divided > 0) share = static_cast<double>(of_steps.ticks) / divided;
+  count.calls += of_steps.calls;
+  count.timed += of_steps.timed;
+  count.seconds += share * static_cast<double>(steps.total().ticks) * seconds_per_tick;
+  count.flops += of_steps.work.flops;
+  count.bytes += of_steps.work.bytes;
+  return count;
 }
 
 ThreadReport report_of(const ThreadProfile& thread, const std::string& name, uint64_t begin,
@@ -250,18 +263,19 @@ ThreadProfile* Scope::begin(Phase phase, ptrdiff_t layer, Work work, ptrdiff_t c
   ThreadProfile& thread = own_profile(profile_);
   phase_ = phase;
   layer_ = static_cast<int8_t>(std::min<ptrdiff_t>(layer, kLayers - 1));
-  LastCall& last = thread.last[layer_ + 1][static_cast<size_t>(phase)];
-  if (last.repeats > 0 && work.flops == last.work.flops && work.bytes == last.work.bytes) {
-    --last.repeats;
-    thread.counters[layer_ + 1][static_cast<size_t>(phase)].add(static_cast<uint64_t>(calls), 0, last.ticks,
-                                                                work);
-    if (thread.innermost) thread.innermost->inside_ += last.ticks;
+  Calls& all = thread.calls[layer_ + 1][static_cast<size_t>(phase)];
+  ShortCall& last = all.last;
+  if (last.repeated.get() < all.most_repeated && work.flops == last.one.flops.get() &&
+      work.bytes == last.one.bytes.get()) {
+    last.repeated += 1;
+    if (thread.innermost) thread.innermost->inside_ += last.one.ticks.get();
     return &thread;
   }
   thread_ = &thread;
   calls_ = calls;
   work_ = work;
-  divided_ = phase == Phase::kStep && last.timed++ % kDivided == 0;
+  // Among short calls every other timed one, which are few.
+  divided_ = phase == Phase::kStep && all.timed++ % (all.most_repeated > 0 ? 2 : kDivided) == 0;
   outer_ = thread_->innermost;
   thread_->innermost = this;
   inside_ = 0;
@@ -276,33 +290,35 @@ void Scope::end() {
   thread_->innermost = outer_;
   if (outer_) outer_->inside_ += elapsed;
   const uint64_t calls = static_cast<uint64_t>(calls_);
-  thread_->counters[layer_ + 1][static_cast<size_t>(phase_)].add(calls, calls, own_ticks, work_);
+  Calls& all = thread_->calls[layer_ + 1][static_cast<size_t>(phase_)];
+  const Count count{calls, calls, own_ticks, work_};
+  all.sum += count;
   if (!thread_->intervals) {
     // Equal work tells equal calls, so there must be some; a divided one took longer than the others do.
-    const bool is_short = own_ticks < profiles().short_call.load(std::memory_order_relaxed);
-    LastCall& last = thread_->last[layer_ + 1][static_cast<size_t>(phase_)];
-    if (is_short && work_.bytes > 0 && !divided_) {
-      last.repeats = kRepeats;
-      last.ticks = own_ticks;
-      last.work = work_;
+    if (work_.bytes > 0 && !divided_ && own_ticks < profiles().short_call.load(std::memory_order_relaxed)) {
+      all.settle();
+      all.last.one = count;
+      all.most_repeated = kRepeats;
     }
     return;
   }
-  const size_t count = thread_->interval_count.load(std::memory_order_relaxed);
-  if (count == kIntervals) {
+  const size_t count_of_intervals = thread_->interval_count.load(std::memory_order_relaxed);
+  if (count_of_intervals == kIntervals) {
     thread_->left_out += 1;
     return;
   }
-  thread_->intervals[count] = {begin_, end, phase_, layer_};
-  thread_->interval_count.store(count + 1, std::memory_order_release);
+  thread_->intervals[count_of_intervals] = {begin_, end, phase_, layer_};
+  thread_->interval_count.store(count_of_intervals + 1, std::memory_order_release);
 }
 
 void StepScope::begin_steps(ptrdiff_t layer, const StepWork& work, ptrdiff_t steps) {
+  if (begin(Phase::kStep, layer,
+            {work.input.flops + work.recurrent.flops + work.gates.flops,
+             work.input.bytes + work.recurrent.bytes + work.gates.bytes},
+            steps))
+    return;
   ticks_ = {};
   parts_ = work;
-  if (ThreadProfile* const repeated =
-          begin(Phase::kStep, layer, work.input + work.recurrent + work.gates, steps))
-    repeated->steps[layer_ + 1].add(static_cast<uint64_t>(steps), 0, ticks_, work);
 }
 
 void StepScope::end_steps() {
@@ -310,8 +326,17 @@ void StepScope::end_steps() {
   end();
   thread_ = nullptr;
   if (thread->profile.load(std::memory_order_relaxed) != profile_) return;
-  const uint64_t steps = static_cast<uint64_t>(calls_);
-  thread->steps[layer_ + 1].add(steps, divided_ ? steps : 0, ticks_, parts_);
+  Calls& all = thread->calls[layer_ + 1][static_cast<size_t>(Phase::kStep)];
+  const uint64_t steps = static_cast<uint64_t>(calls_), divided = divided_ ? steps : 0;
+  const bool is_last = all.last.one.flops.get() == work_.flops && all.last.one.bytes.get() == work_.bytes;
+  const auto add = [&](int part, const Work& work, uint64_t ticks_of_part) {
+    const bool is_there = work.bytes > 0;
+    if (is_there) all.parts[part] += {steps, divided, ticks_of_part, work};
+    if (is_last) all.last.parts[part] = Count{is_there ? steps : 0, 0, 0, work};
+  };
+  add(0, parts_.input, ticks_.input);
+  add(1, parts_.recurrent, ticks_.recurrent);
+  add(2, parts_.gates, ticks_.gates);
 }
 
 void start_profile(bool intervals) {

@@ -31,8 +31,8 @@ class PhaseTime:
         How often the phase was entered; of steps, their number.
     timed : int
         How many of the calls were timed. With fewer than all, `seconds` is an estimate: short calls count as
-        long as one before them that had as much work, and the parts of a step (input, recurrent, gates), which
-        are one pass, divide its time as they did in the steps where the kernel told them apart.
+        long as one before them that had as much work, and the parts of a step (input, recurrent, gates),
+        which are one pass, divide its time as they did in the steps where the kernel told them apart.
     seconds : float
         Without what other phases inside it took; a sum over threads.
     flops, bytes : float
@@ -302,8 +302,8 @@ def profile(*, trace: bool = False, dtype: str = "float32") -> Profile:
 
     Notes
     -----
-    Two readings of the processor's counter for each piece of work, less for pieces below 4 microseconds, which
-    are timed by sample unless there is a trace; while no profile runs, one load.
+    Two readings of the processor's counter for each piece of work. Pieces below 4 microseconds are timed by
+    sample, unless there is a trace. While no profile runs, one load.
 
     Examples
     --------
