@@ -79,40 +79,38 @@ struct Counter {
   void operator+=(const Count& more) { *this = get() + more; }
 };
 
-// A short call, and how many calls since then count as it did: all that is written for one of those. Of a
-// step there is also what its parts have to do.
-struct ShortCall {
-  Sum<uint64_t> repeated;
-  Counter one, parts[3];
+// Calls of one phase and layer. After a short one the next count as it did: all that is written for one of
+// them is their number, all that is read lies in one cache line. A small step needs the cache for itself.
+struct alignas(64) Calls {
+  Sum<uint64_t> repeated;  // since the short call
+  Counter short_call;
+  uint64_t most_repeated = 0;
+  uint32_t timed = 0;  // scopes
+  Counter short_parts[3];
+  Counter sum, parts[3];  // those of a step have the ticks of divided ones
 
+  Count total() const { return sum.get() + repetitions(short_call); }
+  Count part(int which) const { return parts[which].get() + repetitions(short_parts[which]); }
+  // What was repeated, into the sums.
+  void settle() {
+    if (repeated.get() == 0) return;
+    sum = total();
+    for (int which = 0; which < 3; ++which) parts[which] = part(which);
+    repeated = 0;
+  }
+  void clear() {
+    for (Counter* counter : {&sum, &short_call}) *counter = Count{};
+    for (int which = 0; which < 3; ++which) parts[which] = Count{}, short_parts[which] = Count{};
+    repeated = 0;
+    most_repeated = timed = 0;
+  }
+
+ private:
   Count repetitions(const Counter& of) const {
     const uint64_t n = repeated.get();
     const Count count = of.get();
     const double times = static_cast<double>(n);
     return {n * count.calls, 0, n * count.ticks, {times * count.work.flops, times * count.work.bytes}};
-  }
-};
-
-struct Calls {
-  Counter sum, parts[3];  // those of a step have the ticks of divided ones
-  ShortCall last;
-  uint64_t most_repeated = 0;
-  uint32_t timed = 0;  // scopes
-
-  Count total() const { return sum.get() + last.repetitions(last.one); }
-  Count part(int which) const { return parts[which].get() + last.repetitions(last.parts[which]); }
-  // What was repeated, into the sums.
-  void settle() {
-    if (last.repeated.get() == 0) return;
-    sum = total();
-    for (int which = 0; which < 3; ++which) parts[which] = part(which);
-    last.repeated = 0;
-  }
-  void clear() {
-    for (Counter* counter : {&sum, &last.one}) *counter = Count{};
-    for (int which = 0; which < 3; ++which) parts[which] = Count{}, last.parts[which] = Count{};
-    last.repeated = 0;
-    most_repeated = timed = 0;
   }
 };
 
@@ -198,15 +196,21 @@ ThreadProfile* own_thread() {
   return own;
 }
 
-// The same, ready for that profile.
-ThreadProfile& own_profile(uint32_t profile) {
-  own_thread();
-  if (own->profile.load(std::memory_order_relaxed) != profile) {
-    own->worker = own_worker;
-    own->clear(profiles().intervals.load());
-    own->profile.store(profile, std::memory_order_release);
-  }
-  return *own;
+// The same, made ready for that profile.
+[[gnu::noinline]] ThreadProfile& new_profile(uint32_t profile) {
+  ThreadProfile* const thread = own_thread();
+  thread->worker = own_worker;
+  thread->clear(profiles().intervals.load());
+  thread->profile.store(profile, std::memory_order_release);
+  return *thread;
+}
+
+// Ready for that profile. A thread-local variable takes as long to find as all the rest: once.
+inline ThreadProfile& own_profile(uint32_t profile) {
+  ThreadProfile* const thread = own;
+  if (thread && thread->profile.load(std::memory_order_relaxed) == profile) [[likely]]
+    return *thread;
+  return new_profile(profile);
 }
 
 // With its part of the time of the layer's steps: what the kernel found in the divided ones.
@@ -264,11 +268,10 @@ ThreadProfile* Scope::begin(Phase phase, ptrdiff_t layer, Work work, ptrdiff_t c
   phase_ = phase;
   layer_ = static_cast<int8_t>(std::min<ptrdiff_t>(layer, kLayers - 1));
   Calls& all = thread.calls[layer_ + 1][static_cast<size_t>(phase)];
-  ShortCall& last = all.last;
-  if (last.repeated.get() < all.most_repeated && work.flops == last.one.flops.get() &&
-      work.bytes == last.one.bytes.get()) {
-    last.repeated += 1;
-    if (thread.innermost) thread.innermost->inside_ += last.one.ticks.get();
+  if (all.repeated.get() < all.most_repeated && work.flops == all.short_call.flops.get() &&
+      work.bytes == all.short_call.bytes.get()) {
+    all.repeated += 1;
+    if (thread.innermost) thread.innermost->inside_ += all.short_call.ticks.get();
     return &thread;
   }
   thread_ = &thread;
@@ -297,7 +300,7 @@ void Scope::end() {
     // Equal work tells equal calls, so there must be some; a divided one took longer than the others do.
     if (work_.bytes > 0 && !divided_ && own_ticks < profiles().short_call.load(std::memory_order_relaxed)) {
       all.settle();
-      all.last.one = count;
+      all.short_call = count;
       all.most_repeated = kRepeats;
     }
     return;
@@ -328,11 +331,11 @@ void StepScope::end_steps() {
   if (thread->profile.load(std::memory_order_relaxed) != profile_) return;
   Calls& all = thread->calls[layer_ + 1][static_cast<size_t>(Phase::kStep)];
   const uint64_t steps = static_cast<uint64_t>(calls_), divided = divided_ ? steps : 0;
-  const bool is_last = all.last.one.flops.get() == work_.flops && all.last.one.bytes.get() == work_.bytes;
+  const bool is_last = all.short_call.flops.get() == work_.flops && all.short_call.bytes.get() == work_.bytes;
   const auto add = [&](int part, const Work& work, uint64_t ticks_of_part) {
     const bool is_there = work.bytes > 0;
     if (is_there) all.parts[part] += {steps, divided, ticks_of_part, work};
-    if (is_last) all.last.parts[part] = Count{is_there ? steps : 0, 0, 0, work};
+    if (is_last) all.short_parts[part] = Count{is_there ? steps : 0, 0, 0, work};
   };
   add(0, parts_.input, ticks_.input);
   add(1, parts_.recurrent, ticks_.recurrent);
