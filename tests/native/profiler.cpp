@@ -79,7 +79,7 @@ void short_calls_are_sampled() {
     for (uint64_t call = 0; call < 2 * pairs; ++call) {
       const bool is_long = call % 2 != 0;
       const Scope scope(Phase::kLoss, 0, [&] { return Work{0, is_long ? 1000.0 : 8.0}; });
-      if (is_long) wait(std::chrono::microseconds(20));
+      if (is_long) wait(std::chrono::microseconds(50));
     }
     const ProfileReport report = stop_profile();
     const PhaseCount copy = count_of(report, Phase::kCopy), loss = count_of(report, Phase::kLoss);
@@ -88,7 +88,7 @@ void short_calls_are_sampled() {
     expect(count_of(report, Phase::kSampling).timed == calls, "calls of unknown work are timed");
     expect(count_of(report, Phase::kPack).seconds > 0.9e-6 * calls, "calls that are not timed have a time");
     expect(intervals ? loss.timed == 2 * pairs : loss.timed < 2 * pairs, "short calls among long ones");
-    expect(loss.seconds > 0.9 * 20e-6 * pairs, "a short call does not stand for a long one");
+    expect(loss.seconds > 0.9 * 50e-6 * pairs, "a short call does not stand for a long one");
   }
 }
 

@@ -16,9 +16,9 @@ namespace {
 
 constexpr int kLayers = 32;  // counted apart
 constexpr size_t kIntervals = size_t{1} << 17;
-constexpr std::chrono::microseconds kShort{4};  // to time a shorter call takes more than 1 % of it
-constexpr uint64_t kRepeats = 100;              // calls after a short one that may count as it did
-constexpr uint32_t kDivided = 8;                // of so many timed scopes of steps one is divided into parts
+constexpr std::chrono::microseconds kShort{20};  // to time a shorter call takes more than 1 % of it
+constexpr uint64_t kRepeats = 100;               // calls after a short one that may count as it did
+constexpr uint32_t kDivided = 8;                 // of so many timed scopes of steps one is divided into parts
 
 using Clock = std::chrono::steady_clock;
 double seconds_between(Clock::time_point begin, Clock::time_point end) {
@@ -37,9 +37,9 @@ uint64_t ticks_of_short_call() {
   static const uint64_t found = [] {
     const Clock::time_point begin = Clock::now();
     const uint64_t first = ticks();
-    while (Clock::now() - begin < 25 * kShort) {
+    while (Clock::now() - begin < 10 * kShort) {
     }
-    return (ticks() - first) / 25;
+    return (ticks() - first) / 10;
   }();
   return found;
 }

@@ -4,7 +4,7 @@
 // readings of the processor's counter and additions to counters that only its own thread writes. Time is
 // exclusive: that of a scope inside another one, as a wait inside a product, is not counted for the outer.
 //
-// Two readings are too many for a call of a microsecond. After a short one the next calls with just as much
+// That is too much for a call of a few microseconds. After a short one the next calls with just as much
 // work are taken to last as long; calls, FLOPs and bytes are counted for each. With intervals every call is
 // timed.
 #pragma once

@@ -302,7 +302,7 @@ def profile(*, trace: bool = False, dtype: str = "float32") -> Profile:
 
     Notes
     -----
-    Two readings of the processor's counter for each piece of work. Pieces below 4 microseconds are timed by
+    Two readings of the processor's counter for each piece of work. Pieces below 20 microseconds are timed by
     sample, unless there is a trace. While no profile runs, one load.
 
     Examples
