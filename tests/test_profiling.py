@@ -34,6 +34,11 @@ def flops_of(profile, phase, layer=None):
     return sum(one.flops for one in profile.phases if one.phase == phase and one.layer == layer)
 
 
+def only(profile, phase, layer=None):
+    [found] = [one for one in profile.phases if one.phase == phase and one.layer == layer]
+    return found
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("batch", [5, 40])  # cut by units, by sequences
 @pytest.mark.parametrize("tape", ["full", "lean"])
@@ -53,7 +58,8 @@ def test_flops_are_those_of_the_equations(rng, threads, count, batch, tape):
         inputs = I if index == 0 else H
         wanted = {
             "input": again * 2 * P * 4 * H * inputs,
-            "step": again * 2 * P * 4 * H * H,
+            "recurrent": again * 2 * P * 4 * H * H,
+            "gates": P * H * (104 + (80 if tape == "lean" else 0)),  # five functions of 20, four more
             "recurrent backward": 2 * P * 4 * H * H,
             "dX": 2 * P * 4 * H * inputs,
             "dW": 2 * P * 4 * H * (inputs + H),
@@ -62,13 +68,81 @@ def test_flops_are_those_of_the_equations(rng, threads, count, batch, tape):
             assert flops_of(p, phase, index) == pytest.approx(flops, rel=1e-9), (phase, index)
 
 
-def test_nothing_changes(x):
-    layer = nn.LSTM(12, 33, LAYERS, bidirectional=True)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bidirectional": True},
+        {"tape": "lean"},
+        {"dtype": "float64"},
+        {"compute_dtype": "bfloat16", "tape": "lean"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("trace", [False, True])
+def test_nothing_changes(x, options, trace):
+    layer = nn.LSTM(12, 33, LAYERS, **options)
+    x = x.astype(layer.dtype)
     before = run(layer, x)
-    with fusedlstm.profile(trace=True):
+    with fusedlstm.profile(trace=trace):
         during = run(layer, x)
     for one, other in zip(before, during, strict=True):
         assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])  # in one pass, and a product first
+def test_nothing_changes_in_a_stream(rng, rows):
+    layer = nn.LSTM(12, 33, LAYERS)
+    x = rng.standard_normal((70, rows, 12), dtype=np.float32)
+
+    def steps():
+        stream = layer.stream(rows)
+        for _ in range(rows - 1):
+            stream.join()
+        one_by_one = [stream.step(x_t).copy() for x_t in (x if rows > 1 else x[:, 0])]
+        block = np.ascontiguousarray(x.swapaxes(0, 1))
+        return np.array(one_by_one), stream.run(block if rows > 1 else block[0])
+
+    before = steps()
+    with fusedlstm.profile():
+        during = steps()
+    for one, other in zip(before, during, strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("compute_dtype", [None, "bfloat16", "int8"])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_parts_of_a_step(x, threads, compute_dtype, batch):
+    """Product and gates are one pass: as many calls, and the time is divided where the kernel looked."""
+    threads(1)
+    layer = nn.LSTM(12, 128, LAYERS, compute_dtype=compute_dtype)
+    layer(x[:batch])
+    with fusedlstm.profile() as p:
+        for _ in range(3):
+            layer(x[:batch])
+    for index in range(LAYERS):
+        product, gates = only(p, "recurrent", index), only(p, "gates", index)
+        assert product.calls == gates.calls == 3 * 9
+        assert 0 < product.timed == gates.timed < product.calls
+        assert product.seconds > 0
+        assert gates.seconds > 0
+        cells = 3 * 9 * batch * 128
+        size = {None: 4, "bfloat16": 2, "int8": 1}[compute_dtype]
+        assert product.bytes == 3 * 9 * (batch + 4 * 128) * 128 * size + 4 * cells * 4  # with W x + b
+        assert gates.bytes == 3 * cells * 4  # c before, c and h
+
+
+def test_parts_of_a_step_from_its_input(x):
+    """A block of steps in one pass from x on; its calls are the steps."""
+    layer = nn.LSTM(12, 16, LAYERS)
+    stream = layer.stream()
+    with fusedlstm.profile() as p:
+        stream.run(np.ascontiguousarray(x[0]))
+    parts = [only(p, phase) for phase in ("input", "recurrent", "gates")]
+    for part, flops in zip(parts, [2 * 4 * 16 * (12 + 16), 2 * 2 * 4 * 16 * 16, 2 * 104 * 16], strict=True):
+        assert part.calls == 9
+        assert part.flops == 9 * flops
+        assert 0 < part.seconds < p.seconds
+    assert sum(part.seconds for part in parts) <= 1.02 * p.threads[0].busy + 1e-6
 
 
 def test_time_adds_up(x, threads):
@@ -98,7 +172,7 @@ def test_a_profile_has_its_own_time_only(x):
         pass
     assert flops_of(first, "dW", 0) > 0
     assert flops_of(second, "dW", 0) == 0
-    assert flops_of(second, "step", 0) == flops_of(first, "step", 0)
+    assert flops_of(second, "recurrent", 0) == flops_of(first, "recurrent", 0)
     assert empty.phases == []
     assert empty.threads[0].idle == empty.seconds
 
@@ -131,7 +205,7 @@ def test_other_python_threads_are_seen(x):
             thread.join()
     names = {one.thread for one in p.threads}
     assert names >= {"caller", "other caller 1"}
-    assert flops_of(p, "step", 0) == 6 * 2 * 5 * 9 * 4 * 16 * 16
+    assert flops_of(p, "recurrent", 0) == 6 * 2 * 5 * 9 * 4 * 16 * 16
 
 
 def test_generation(threads):
@@ -141,7 +215,12 @@ def test_generation(threads):
     with fusedlstm.profile() as p:
         model.generate("a", max_new_tokens=11)
     steps = 1 + 10  # the prompt's, and one after each token but the last
-    assert flops_of(p, "step", 0) == steps * 2 * 4 * 32 * 32  # the input is looked up
+    assert flops_of(p, "input", 0) == 2 * 4 * 32 * 32  # the prompt's; then looked up
+    for phase in ("recurrent", "gates"):
+        assert {only(p, phase, index).calls for index in range(2)} == {steps}
+    assert {flops_of(p, *key) for key in [("recurrent", 0), ("recurrent", 1), ("input", 1)]} == {
+        steps * 2 * 4 * 32 * 32
+    }
     assert flops_of(p, "output") == steps * 2 * 32 * 8
     assert sum(one.calls for one in p.phases if one.phase == "sampling") >= 11
 
@@ -205,7 +284,27 @@ def test_streams(x):
         for x_t in row:
             stream.step(x_t)
         stream.run(row)
-    assert flops_of(p, "step") == 2 * 9 * 2 * 4 * 16 * (12 + 16 + 16 + 16)
+    assert flops_of(p, "input") == 2 * 9 * 2 * 4 * 16 * (12 + 16)
+    assert flops_of(p, "recurrent") == 2 * 9 * 2 * 4 * 16 * (16 + 16)
+
+
+@pytest.mark.parametrize("trace", [False, True])
+def test_short_calls_are_timed_by_sample(rng, threads, trace):
+    """Every call is counted, and one that is not timed has the time of another; a trace has all of them."""
+    threads(1)
+    H, count = 64, 1000
+    layer = nn.LSTM(H, H)
+    stream = layer.stream()
+    x = rng.standard_normal((count, H), dtype=np.float32)
+    with fusedlstm.profile(trace=trace) as p:
+        for x_t in x:
+            stream.step(x_t)
+    parts = [only(p, phase) for phase in ("input", "recurrent", "gates")]
+    assert [part.calls for part in parts] == [count] * 3
+    assert [part.flops for part in parts] == [count * flops for flops in (8 * H * H, 8 * H * H, 104 * H)]
+    every_eighth = count // 8
+    assert {part.timed == every_eighth for part in parts} == {trace}
+    assert all(part.seconds > 0 for part in parts)
 
 
 def test_one_profile_at_a_time(x):
@@ -256,13 +355,15 @@ def test_ceilings(dtype, threads):
 def test_what_is_attainable():
     levels = Bandwidth("L1", 1e4, 100e9), Bandwidth("memory", float("inf"), 10e9)
     ceilings = Ceilings("avx2", 1, "float32", 50e9, levels)
-    few = PhaseTime("step", 0, calls=10, seconds=1.0, flops=1e10, bytes=1e10)  # 1e9 bytes a call: memory
+    few = PhaseTime(
+        "recurrent", 0, calls=10, timed=10, seconds=1.0, flops=1e10, bytes=1e10
+    )  # 1e9 bytes a call: memory
     assert few.fraction_of(ceilings) == pytest.approx(1e10 / 10e9)
-    near = PhaseTime("step", 0, calls=10_000_000, seconds=1.0, flops=1e10, bytes=1e10)
+    near = PhaseTime("recurrent", 0, calls=10_000_000, timed=10, seconds=1.0, flops=1e10, bytes=1e10)
     assert near.fraction_of(ceilings) == pytest.approx(1e10 / 50e9)
-    copy = PhaseTime("copy", 0, calls=1, seconds=2.0, flops=0.0, bytes=1e10)
+    copy = PhaseTime("copy", 0, calls=1, timed=1, seconds=2.0, flops=0.0, bytes=1e10)
     assert copy.fraction_of(ceilings) == pytest.approx(0.5)
-    assert PhaseTime("wait", None, 1, 1.0, 0.0, 0.0).fraction_of(ceilings) is None
+    assert PhaseTime("wait", None, 1, 1, 1.0, 0.0, 0.0).fraction_of(ceilings) is None
 
 
 # output --------------------------------------------------------------------------------------------------
@@ -281,10 +382,12 @@ def profiled(x, threads):
 
 def test_table(profiled):
     text = profiled.table()
-    for phase in ("input", "step", "gates backward", "recurrent backward", "dX", "dW"):
-        row = re.search(rf"^{phase} +0 +\d+ +[\d.]+ +[\d.]+%", text, re.MULTILINE)
+    for phase in ("input", "recurrent", "gates", "gates backward", "recurrent backward", "dX", "dW"):
+        estimated = "~" if phase in ("recurrent", "gates") else ""
+        row = re.search(rf"^{phase} +0 +\d+ +{estimated}[\d.]+ +[\d.]+%", text, re.MULTILINE)
         assert row, f"no {phase} in:\n{text}"
     assert re.search(r"^Python +[\d.]+ +[\d.]+%$", text, re.MULTILINE)
+    assert "~ from a sample of the calls" in text
     assert re.search(r"^caller( +[\d.]+%){3}$", text, re.MULTILINE)
     assert re.search(r"^ceilings: [\d.]+ GF/s; reading GB/s: .*memory [\d.]+$", text, re.MULTILINE)
     assert max(map(len, text.splitlines())) <= 110
@@ -351,12 +454,12 @@ SHAPE = ["--batch", "3", "--time", "6", "--hidden", "16", "--layers", "1", "--se
 @pytest.mark.parametrize(
     ("words", "phases"),
     [
-        (["--train"], {"input", "step", "gates backward", "dW", "loss", "optimiser", "pack"}),
-        (["--train", "--vocabulary", "11", "--dtype", "bfloat16"], {"step", "dW", "loss", "optimiser"}),
-        (["--infer", "--input", "5", "--dtype", "int8"], {"input", "step"}),
-        (["--infer", "--vocabulary", "7"], {"input", "step"}),
-        (["--generate", "--dtype", "int8"], {"step", "output", "sampling"}),
-        (["--stream", "--dtype", "float64"], {"step"}),
+        (["--train"], {"input", "recurrent", "gates", "gates backward", "dW", "loss", "optimiser", "pack"}),
+        (["--train", "--vocabulary", "11", "--dtype", "bfloat16"], {"gates", "dW", "loss", "optimiser"}),
+        (["--infer", "--input", "5", "--dtype", "int8"], {"input", "recurrent", "gates"}),
+        (["--infer", "--vocabulary", "7"], {"input", "recurrent", "gates"}),
+        (["--generate", "--dtype", "int8"], {"recurrent", "gates", "output", "sampling"}),
+        (["--stream", "--dtype", "float64"], {"input", "recurrent", "gates"}),
     ],
     ids=lambda value: " ".join(sorted(value)),
 )

@@ -14,8 +14,8 @@ py::dict as_dict(const ProfileReport& report) {
     py::list counts, intervals;
     const auto name = [](Phase phase) { return kPhaseNames[static_cast<size_t>(phase)]; };
     for (const PhaseCount& count : thread.counts)
-      counts.append(py::make_tuple(name(count.phase), count.layer, count.calls, count.seconds, count.flops,
-                                   count.bytes));
+      counts.append(py::make_tuple(name(count.phase), count.layer, count.calls, count.timed, count.seconds,
+                                   count.flops, count.bytes));
     for (const PhaseInterval& interval : thread.intervals)
       intervals.append(py::make_tuple(name(interval.phase), interval.layer, interval.begin, interval.end));
     py::dict one;

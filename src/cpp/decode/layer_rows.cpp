@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "lstm/split.h"
+#include "lstm/step_work.h"
 
 namespace fusedlstm {
 
@@ -158,13 +159,13 @@ void LayerRows<T>::step_share(Team& team, ptrdiff_t count, const FirstInput<T>& 
         step.x = input.x;
         if (input.fed > 0) step.weights = input.weights;
       }
-      const Scope scope(Phase::kStep, static_cast<ptrdiff_t>(l),
-                        [&] { return step_work(cell, step.I, lstm_.compute); });
+      StepScope scope(static_cast<ptrdiff_t>(l), [&] { return step_work(cell, step.I, lstm_.compute); });
+      step.cell.ticks = scope.ticks();
       k.step_forward(step);
     } else {
       gates_share(team, l, count, input);
-      const Scope scope(Phase::kStep, static_cast<ptrdiff_t>(l),
-                        [&] { return step_work(cell, 0, lstm_.compute); });
+      StepScope scope(static_cast<ptrdiff_t>(l), [&] { return step_work(cell, 0, lstm_.compute); });
+      cell.ticks = scope.ticks();
       if (!low())
         k.cell_forward(cell);
       else if constexpr (std::is_same_v<T, float>)

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "kernels/gemm.h"
+#include "kernels/ticks.h"
 #include "kernels/vecmath.h"
 
 namespace fusedlstm {
@@ -64,6 +65,7 @@ template <class T, Cell Part, int M, int Blocks>
 void cell_tile(const CellForward<T>& s, ptrdiff_t m0, ptrdiff_t u) {
   constexpr int W = kLanes<T>, block = 4 * W;
   constexpr int P = 2 * Blocks < kTilePanels ? 2 * Blocks : (M == 1 ? 2 * Blocks : kTilePanels);
+  PartTimer timer(s.ticks);
   // What the product before them gives time to fetch: the states of these rows, the sums of the next.
   for (int m = 0; m < M; ++m) {
     if (Part == Cell::kStep) __builtin_prefetch(s.c_prev + (m0 + m) * s.c_row + u);
@@ -84,12 +86,14 @@ void cell_tile(const CellForward<T>& s, ptrdiff_t m0, ptrdiff_t u) {
                                   Blocks * block, part, Blocks * block,
                                   s.recurrent + (next_unit * 4 + m0 / kTileRows % 4 * W) * s.H);
   }
+  timer.end(&StepTicks::recurrent);
   // First all gates, then all h: what waits is side by side.
   for (int m = 0; m < M; ++m)
     for (int b = 0; b < Blocks; ++b)
       gates_forward<T, Part>(s, m0 + m, u + b * W, a + (m * Blocks + b) * block);
   for (int m = 0; Part == Cell::kStep && m < M; ++m)
     for (int b = 0; b < Blocks; ++b) h_forward<T>(s, m0 + m, u + b * W, a + (m * Blocks + b) * block);
+  timer.end(&StepTicks::gates);
 }
 
 template <int N>

@@ -42,6 +42,7 @@ __attribute__((noinline)) void step_tile(const StepForward<T>& s, ptrdiff_t u) {
   constexpr int W = kLanes<T>, V = 4 * Blocks;
   constexpr ptrdiff_t N = kPanel<T>;
   const CellForward<T>& cell = s.cell;
+  PartTimer timer(cell.ticks);
   Vec<T> a[M][V];  // [row][block, gate]
   const T *w[V], *r[V];
 #pragma GCC unroll 16
@@ -53,7 +54,9 @@ __attribute__((noinline)) void step_tile(const StepForward<T>& s, ptrdiff_t u) {
     for (int m = 0; m < M; ++m) a[m][v] = load(cell.input + m * cell.input_row + column);
   }
   chains<T, M, V>(s.I, s.x, s.x_row, w, a);
+  if (s.I > 0) timer.end(&StepTicks::input);
   chains<T, M, V>(cell.H, cell.h_prev, cell.h_row, r, a);
+  timer.end(&StepTicks::recurrent);
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {  // the gates of all blocks side by side: each alone is one long chain
     const ptrdiff_t at = m * cell.c_row + u;
@@ -70,6 +73,7 @@ __attribute__((noinline)) void step_tile(const StepForward<T>& s, ptrdiff_t u) {
       store<T>(cell.h + m * cell.h_row + u + b * W, h);
     }
   }
+  timer.end(&StepTicks::gates);
 }
 
 template <class T, int M>

@@ -137,6 +137,11 @@ struct Int8Kernels {
   void (*gemm)(const GemmInt8&);
 };
 
+// Readings of the processor's counter that the parts of steps took.
+struct StepTicks {
+  uint64_t input, recurrent, gates;
+};
+
 // One step of M rows and the unit blocks [unit_begin, unit_end) (multiples of lanes) of a layer of H units.
 // Gate rows are [4][H_pad], gates in the order i f g o.
 template <class T>
@@ -156,6 +161,7 @@ struct CellForward {
   // Units from the last to the first: of two steps that differ in this, the second begins with the weights
   // that the first has just read, which a cache still has.
   bool descending = false;
+  StepTicks* ticks = nullptr;  // what the parts take is added there
 };
 
 // One step of one or two rows from its input: cell.input is the bias (input_row 0), or any rows that W x is

@@ -12,6 +12,7 @@
 #include "lstm/layer_input.h"
 #include "lstm/lstm.h"
 #include "lstm/split.h"
+#include "lstm/step_work.h"
 #include "lstm/weight_gradients.h"
 
 namespace fusedlstm {
@@ -157,9 +158,12 @@ class LayerBackward {
 
   // All h are known, so the recurrent products of all steps with the same active slots are one.
   void make_gates_share(Team& team, const ChunkTape<T>& here) {
-    const Scope scope(Phase::kStep, layer_, [&] {
-      return product_work(here.row(here.end), 4 * shape_.hidden_size, shape_.hidden_size,
-                          operand_size<T>(w_.compute), sizeof(T), team.threads());
+    StepScope scope(layer_, [&] {
+      const ptrdiff_t rows = here.row(here.end), H = shape_.hidden_size, threads = team.threads();
+      const Work product =
+          product_work(rows, 4 * H, H, operand_size<T>(w_.compute), sizeof(T), team.threads());
+      const double cells = static_cast<double>(rows * H) / static_cast<double>(threads);
+      return StepWork{{}, product, {cells * kActivationFlops, cells * 4 * sizeof(T)}};
     });
     if (bf16()) round_states(team, here.begin, here.end);
     CellForward<T> cell{.H = shape_.hidden_size,
@@ -168,7 +172,8 @@ class LayerBackward {
                         .recurrent = packed_.recurrent.data(),  // none with bfloat16
                         .input_row = gates_pitch_,
                         .gates_row = gates_pitch_,
-                        .c_row = pitch_};
+                        .c_row = pitch_,
+                        .ticks = scope.ticks()};
     for (ptrdiff_t s = here.begin, end; s < here.end; s = end) {
       end = s + 1;
       const ptrdiff_t offset = rows_.state_before(s) - rows_.start(s);
@@ -181,7 +186,8 @@ class LayerBackward {
       cell.gates = here.gates + (here.row(s) + share.begin) * gates_pitch_;
       cell.input = cell.gates;
       if constexpr (std::is_same_v<T, float>)
-        if (bf16())
+        if (bf16()) {
+          PartTimer timer(cell.ticks);
           w_.level->bf16.gemm(
               {.M = cell.M,
                .N = 4 * H_pad_,
@@ -195,6 +201,8 @@ class LayerBackward {
                .init_row = gates_pitch_,
                .c = cell.gates,
                .c_row = gates_pitch_});
+          timer.end(&StepTicks::recurrent);
+        }
       if (cell.M > 0) k_.cell_gates(cell);
       team.poll();
     }

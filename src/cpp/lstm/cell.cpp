@@ -4,6 +4,7 @@
 #include "lstm/low_precision.h"
 #include "lstm/lstm.h"
 #include "lstm/split.h"
+#include "lstm/step_work.h"
 #include "lstm/weight_gradients.h"
 
 namespace fusedlstm {
@@ -52,24 +53,26 @@ void lstm_cell_forward(const PackedWeights<T>& w, ptrdiff_t N, const T* x, const
                     team);
     }
     team.barrier();
-    const Scope scope(Phase::kStep, 0, [&] { return product(4 * H, H, team); });
     const Share units = share_of(H_pad, team.thread(), team.threads(), k.lanes);
-    k.cell_forward({.M = N,
-                    .H = H,
-                    .H_pad = H_pad,
-                    .unit_begin = units.begin,
-                    .unit_end = units.end,
-                    .h_prev = h_rows.data(),
-                    .h_row = pitch,
-                    .recurrent = layer.recurrent.data(),
-                    .input = gate_rows.data(),
-                    .input_row = gates_pitch,
-                    .gates = gate_rows.data(),
-                    .gates_row = gates_pitch,
-                    .c_prev = c_rows.data(),
-                    .c = c_rows.data(),
-                    .c_row = pitch,
-                    .h = h_out.data()});
+    CellForward<T> step{.M = N,
+                        .H = H,
+                        .H_pad = H_pad,
+                        .unit_begin = units.begin,
+                        .unit_end = units.end,
+                        .h_prev = h_rows.data(),
+                        .h_row = pitch,
+                        .recurrent = layer.recurrent.data(),
+                        .input = gate_rows.data(),
+                        .input_row = gates_pitch,
+                        .gates = gate_rows.data(),
+                        .gates_row = gates_pitch,
+                        .c_prev = c_rows.data(),
+                        .c = c_rows.data(),
+                        .c_row = pitch,
+                        .h = h_out.data()};
+    StepScope scope(0, [&] { return step_work(step, 0, w.compute); });
+    step.ticks = scope.ticks();
+    k.cell_forward(step);
   });
   unpad_rows(N, H, pitch, h_out.data(), h_next);
   unpad_rows(N, H, pitch, c_rows.data(), c_next);

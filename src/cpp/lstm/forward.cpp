@@ -8,6 +8,7 @@
 #include "lstm/low_precision.h"
 #include "lstm/lstm.h"
 #include "lstm/split.h"
+#include "lstm/step_work.h"
 
 namespace fusedlstm {
 namespace {
@@ -72,26 +73,26 @@ struct LayerRun {
     const ptrdiff_t slot = slots.first * state_pitch;
     for (ptrdiff_t s = begin; s < end; ++s) {
       T* const step_gates = gates + (rows.start(s) - first + slots.first) * gates_pitch;
-      const CellForward<T> step{
-          .M = slots.count(rows.active(s)),
-          .H = w.shape.hidden_size,
-          .H_pad = H_pad,
-          .unit_begin = units.begin,
-          .unit_end = units.end,
-          .h_prev = own.h.data() + rows.state_before(s) * state_pitch + slot,
-          .h_row = slots.stride * state_pitch,
-          .recurrent = layer.recurrent.data(),
-          .input = step_gates,
-          .input_row = slots.stride * gates_pitch,
-          .gates = keep_c ? step_gates : nullptr,
-          .gates_row = slots.stride * gates_pitch,
-          .c_prev = own.c.data() + (keep_c ? rows.state_before(s) * state_pitch : 0) + slot,
-          .c = own.c.data() + (keep_c ? rows.state_after(s) * state_pitch : 0) + slot,
-          .c_row = slots.stride * state_pitch,
-          .h = own.h.data() + rows.state_after(s) * state_pitch + slot,
-          .descending = s % 2 != 0};
+      CellForward<T> step{.M = slots.count(rows.active(s)),
+                          .H = w.shape.hidden_size,
+                          .H_pad = H_pad,
+                          .unit_begin = units.begin,
+                          .unit_end = units.end,
+                          .h_prev = own.h.data() + rows.state_before(s) * state_pitch + slot,
+                          .h_row = slots.stride * state_pitch,
+                          .recurrent = layer.recurrent.data(),
+                          .input = step_gates,
+                          .input_row = slots.stride * gates_pitch,
+                          .gates = keep_c ? step_gates : nullptr,
+                          .gates_row = slots.stride * gates_pitch,
+                          .c_prev = own.c.data() + (keep_c ? rows.state_before(s) * state_pitch : 0) + slot,
+                          .c = own.c.data() + (keep_c ? rows.state_after(s) * state_pitch : 0) + slot,
+                          .c_row = slots.stride * state_pitch,
+                          .h = own.h.data() + rows.state_after(s) * state_pitch + slot,
+                          .descending = s % 2 != 0};
       {
-        const Scope scope(Phase::kStep, index, [&] { return step_work(step, 0, w.compute); });
+        StepScope scope(index, [&] { return step_work(step, 0, w.compute); });
+        step.ticks = scope.ticks();
         if (!low)
           w.kernels().cell_forward(step);
         else if constexpr (std::is_same_v<T, float>)

@@ -3,22 +3,11 @@
 
 #include <algorithm>
 
+#include "kernels/ticks.h"
 #include "lstm/packing.h"
 #include "runtime/products.h"
-#include "runtime/profiler.h"
 
 namespace fusedlstm {
-
-// Of the step that `s` describes, with I inputs in the same pass (0: their product is made already). Only the
-// products count as operations.
-template <class T>
-Work step_work(const CellForward<T>& s, ptrdiff_t I, Compute compute) {
-  const ptrdiff_t units = std::min(s.unit_end, s.H) - std::min(s.unit_begin, s.H), states = 3,
-                  gates = I > 0 ? 0 : 4, kept = s.gates ? 4 : 0;
-  Work work = product_work(s.M, 4 * units, s.H + I, operand_size<T>(compute), 0);
-  work.bytes += elements_work(s.M * units, 0, static_cast<double>(states + gates + kept) * sizeof(T)).bytes;
-  return work;
-}
 
 // A thread's share of to (rows, N) = init + W x, which may be init itself.
 inline void low_matrix_share(const Level& level, const LowMatrix& weights, ptrdiff_t N, const LowRows& x,
@@ -93,6 +82,7 @@ inline void low_cell_forward(const Level& level, const PackedLayer<float>& layer
           product.c += s.H_pad;
         }
       };
+      PartTimer timer(s.ticks);
       if (h_prev.bf16.size())
         multiply(bf16_product(h_prev, layer.low_recurrent),
                  [&](const GemmBf16& product, ptrdiff_t) { level.bf16.gemm(product); });
@@ -102,6 +92,7 @@ inline void low_cell_forward(const Level& level, const PackedLayer<float>& layer
           if (row_scale) product.row_scale = row_scale + m;
           level.int8.gemm(product);
         });
+      timer.end(&StepTicks::recurrent);
       part.recurrent = nullptr;
       part.input = sums + m * sums_row;
       part.input_row = sums_row;

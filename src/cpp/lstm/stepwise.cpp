@@ -4,6 +4,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "lstm/step_work.h"
+
 namespace fusedlstm {
 
 template <class T>
@@ -213,24 +215,25 @@ void Stepwise<T>::forward_share(Team& team, ptrdiff_t s, MatrixRows<T> x) {
         input_share(team, part, s, layer, x);
     }
     T* const gates = own.gates.data() + (rows.start(s) + part.slots.first) * gates_pitch;
-    const CellForward<T> cell{.M = part.slots.count(rows.active(s)),
-                              .H = tape_.shape.hidden_size,
-                              .H_pad = tape_.shape.hidden_padded(),
-                              .unit_begin = part.units.begin,
-                              .unit_end = part.units.end,
-                              .h_prev = own.h.data() + before,
-                              .h_row = part.slots.stride * pitch,
-                              .recurrent = packed(layer).recurrent.data(),
-                              .input = gates,
-                              .input_row = part.slots.stride * gates_pitch,
-                              .gates = gates,
-                              .gates_row = part.slots.stride * gates_pitch,
-                              .c_prev = own.c.data() + before,
-                              .c = own.c.data() + after,
-                              .c_row = part.slots.stride * pitch,
-                              .h = own.h.data() + after};
+    CellForward<T> cell{.M = part.slots.count(rows.active(s)),
+                        .H = tape_.shape.hidden_size,
+                        .H_pad = tape_.shape.hidden_padded(),
+                        .unit_begin = part.units.begin,
+                        .unit_end = part.units.end,
+                        .h_prev = own.h.data() + before,
+                        .h_row = part.slots.stride * pitch,
+                        .recurrent = packed(layer).recurrent.data(),
+                        .input = gates,
+                        .input_row = part.slots.stride * gates_pitch,
+                        .gates = gates,
+                        .gates_row = part.slots.stride * gates_pitch,
+                        .c_prev = own.c.data() + before,
+                        .c = own.c.data() + after,
+                        .c_row = part.slots.stride * pitch,
+                        .h = own.h.data() + after};
     {
-      const Scope scope(Phase::kStep, layer, [&] { return step_work(cell, 0, w_.compute); });
+      StepScope scope(layer, [&] { return step_work(cell, 0, w_.compute); });
+      cell.ticks = scope.ticks();
       if (!bf16())
         k_.cell_forward(cell);
       else if constexpr (std::is_same_v<T, float>)

@@ -1,8 +1,12 @@
 // Where the time of native calls goes: counters by thread, layer and phase, and if asked for every interval.
 //
 // A Scope stands in the function that does a phase's work on one thread. Off, it costs one load. On, two
-// readings of the processor's clock and additions to counters that only its own thread writes. Time is
+// readings of the processor's counter and additions to counters that only its own thread writes. Time is
 // exclusive: that of a scope inside another one, as a wait inside a product, is not counted for the outer.
+//
+// That is too much for a call of a few microseconds. After a short one the next calls with just as much
+// work are taken to last as long; calls, FLOPs and bytes are counted for each. With intervals every call is
+// timed.
 #pragma once
 
 #include <atomic>
@@ -11,6 +15,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels/table.h"
+
 namespace fusedlstm {
 
 enum class Phase : uint8_t {
@@ -18,7 +24,8 @@ enum class Phase : uint8_t {
   kPack,               // weights into the kernels' layout
   kCopy,               // rows gathered, copied, dropped out, embedded
   kInput,              // W x + b
-  kStep,               // R h and the gates, one pass
+  kRecurrent,          // R h
+  kGates,              // the gates, c and h
   kGatesBackward,      // the gates' derivatives dA of a step
   kRecurrentBackward,  // dA R of a step
   kInputGradient,      // dX, also of the output layer
@@ -29,11 +36,12 @@ enum class Phase : uint8_t {
   kSampling,   // constraints and choice of the next token
   kAttention,  // queries, scores, contexts, and all of that backward
   kWait,       // at a barrier, or for the others to finish
+  kStep,       // the interval of a StepScope
 };
 inline constexpr const char* kPhaseNames[] = {
-    "other", "pack", "copy",   "input", "step",      "gates backward", "recurrent backward",
-    "dX",    "dW",   "output", "loss",  "optimiser", "sampling",       "attention",
-    "wait"};
+    "other", "pack", "copy",   "input", "recurrent", "gates",    "gates backward", "recurrent backward",
+    "dX",    "dW",   "output", "loss",  "optimiser", "sampling", "attention",      "wait",
+    "step"};
 constexpr size_t kPhases = sizeof kPhaseNames / sizeof *kPhaseNames;
 
 // Additions and multiplications, and the bytes of operands and results, each counted once.
@@ -75,24 +83,57 @@ class Scope {
   Scope(const Scope&) = delete;
   Scope& operator=(const Scope&) = delete;
 
- private:
-  void begin(Phase phase, ptrdiff_t layer, Work work);
+ protected:
+  Scope() = default;
+  // A call that is not timed is counted at once, and its thread returned.
+  ThreadProfile* begin(Phase phase, ptrdiff_t layer, Work work, ptrdiff_t calls = 1);
   void end();
 
-  ThreadProfile* thread_ = nullptr;
+  ThreadProfile* thread_ = nullptr;  // null: not timed
   Scope* outer_;
   uint32_t profile_;
   Phase phase_;
   int8_t layer_;
+  bool divided_;  // the kernel reads the counter too
+  ptrdiff_t calls_;
   Work work_;
   uint64_t begin_, inside_;  // ticks; those of the scopes inside
+};
+
+struct StepWork {
+  Work input, recurrent, gates;
+};
+
+// Steps whose products and gates are one pass. In one scope of a few the kernel reads the counter between
+// them; its shares divide the time of all.
+class StepScope : public Scope {
+ public:
+  // work() is that of all `steps`.
+  template <class GetWork>
+  StepScope(ptrdiff_t layer, const GetWork& work, ptrdiff_t steps = 1) {
+    if (current_profile.load(std::memory_order_relaxed) != 0) [[unlikely]]
+      begin_steps(layer, work(), steps);
+  }
+  ~StepScope() {
+    if (thread_) [[unlikely]]
+      end_steps();
+  }
+  // For the kernel; null in most scopes.
+  StepTicks* ticks() { return thread_ && divided_ ? &ticks_ : nullptr; }
+
+ private:
+  void begin_steps(ptrdiff_t layer, const StepWork& work, ptrdiff_t steps);
+  void end_steps();
+
+  StepWork parts_;
+  StepTicks ticks_;
 };
 
 // What one thread did.
 struct PhaseCount {
   Phase phase;
-  int layer;  // -1: of none; the last one stands for all deeper ones too
-  uint64_t calls;
+  int layer;              // -1: of none; the last one stands for all deeper ones too
+  uint64_t calls, timed;  // where fewer are timed than called, the seconds are those of a sample, scaled
   double seconds, flops, bytes;
 };
 struct PhaseInterval {

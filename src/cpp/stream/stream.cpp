@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "kernels/ticks.h"
 #include "lstm/split.h"
+#include "lstm/step_work.h"
 #include "runtime/flush_to_zero.h"
 
 namespace fusedlstm {
@@ -39,7 +41,8 @@ Stream<T>::Stream(std::shared_ptr<const PackedWeights<T>> weights, ptrdiff_t cap
                   .x = nullptr,
                   .x_row = 0,
                   .weights = packed.input.data()};
-    weight_count_ += 4 * H * (packed.inputs + H);
+    input_weights_ += 4 * H * packed.inputs;
+    recurrent_weights_ += 4 * H * H;
     layers_.push_back(std::move(layer));
   }
 }
@@ -96,7 +99,7 @@ void Stream<T>::restore(ptrdiff_t row, const T* h, const T* c, ptrdiff_t layer_r
 }
 
 template <class T>
-void Stream<T>::step_layers(const T* x, ptrdiff_t x_row, T* y, ptrdiff_t y_row) {
+void Stream<T>::step_layers(const T* x, ptrdiff_t x_row, T* y, ptrdiff_t y_row, StepTicks* ticks) {
   const ptrdiff_t H = shape().hidden_size, M = rows();
   const Kernels<T>& k = weights_->kernels();
   for (Layer& layer : layers_) {
@@ -104,6 +107,7 @@ void Stream<T>::step_layers(const T* x, ptrdiff_t x_row, T* y, ptrdiff_t y_row) 
     step.cell.M = M;
     step.cell.h_prev = layer.h.data();
     step.cell.h = layer.h_next.data();
+    step.cell.ticks = ticks;
     step.x = x;
     step.x_row = x_row;
     if (M <= kStepRows) {
@@ -112,6 +116,7 @@ void Stream<T>::step_layers(const T* x, ptrdiff_t x_row, T* y, ptrdiff_t y_row) 
       CellForward<T> cell = step.cell;
       cell.input = gates_.data();
       cell.input_row = 4 * cell.H_pad;
+      PartTimer timer(ticks);
       k.gemm({.M = M,
               .N = cell.input_row,
               .K = step.I,
@@ -122,6 +127,7 @@ void Stream<T>::step_layers(const T* x, ptrdiff_t x_row, T* y, ptrdiff_t y_row) 
               .init_row = 0,
               .c = gates_.data(),
               .c_row = cell.input_row});
+      timer.end(&StepTicks::input);
       k.cell_forward(cell);
     }
     step.cell.descending = !step.cell.descending;
@@ -134,16 +140,19 @@ void Stream<T>::step_layers(const T* x, ptrdiff_t x_row, T* y, ptrdiff_t y_row) 
 
 // All weights are read at every step.
 template <class T>
-Work Stream<T>::work(ptrdiff_t steps) const {
-  const double read = static_cast<double>(steps * weight_count_);
-  return {2 * static_cast<double>(rows()) * read, sizeof(T) * read};
+StepWork Stream<T>::work(ptrdiff_t steps) const {
+  const auto product = [&](ptrdiff_t weights) {
+    return elements_work(steps * weights, 2 * static_cast<double>(rows()), sizeof(T));
+  };
+  const ptrdiff_t units = shape().hidden_size * shape().num_layers;
+  return {product(input_weights_), product(recurrent_weights_), gates_work<T>(steps * rows() * units)};
 }
 
 template <class T>
 void Stream<T>::step(const T* x, ptrdiff_t x_row, T* y, ptrdiff_t y_row) {
   const FlushToZero flush;
-  const Scope scope(Phase::kStep, -1, [&] { return work(1); });
-  step_layers(x, x_row, y, y_row);
+  StepScope scope(-1, [&] { return work(1); });
+  step_layers(x, x_row, y, y_row, scope.ticks());
 }
 
 template <class T>
@@ -153,11 +162,12 @@ void Stream<T>::run(ptrdiff_t steps, const T* x, T* y, const Poll& poll) {
   const double flops = 2.0 * static_cast<double>(std::max<ptrdiff_t>(rows(), 1)) *
                        static_cast<double>(parameter_count(shape()));
   const ptrdiff_t poll_every = std::max<ptrdiff_t>(1, static_cast<ptrdiff_t>(1e6 / flops));
+  constexpr ptrdiff_t timed_every = 16;  // reading the counter takes long beside a small step
   run_job(1, poll, [&](Team& team) {
-    const Scope scope(Phase::kStep, -1, [&] { return work(steps); });
+    StepScope scope(-1, [&] { return work(steps); }, steps);
     for (ptrdiff_t t = 0; t < steps; ++t) {
       if (t % poll_every == 0) team.poll();
-      step_layers(x + t * I, steps * I, y + t * H, steps * H);
+      step_layers(x + t * I, steps * I, y + t * H, steps * H, t % timed_every ? nullptr : scope.ticks());
     }
   });
 }

@@ -45,11 +45,11 @@ class Stream {
     Buffer<T> h, h_next, c;  // (capacity, H_pad)
     StepForward<T> step;     // what never changes is filled in once: it takes long beside a small step
   };
-  Work work(ptrdiff_t steps) const;
-  void step_layers(const T* x, ptrdiff_t x_row, T* y, ptrdiff_t y_row);
+  StepWork work(ptrdiff_t steps) const;
+  void step_layers(const T* x, ptrdiff_t x_row, T* y, ptrdiff_t y_row, StepTicks* ticks);
 
   std::shared_ptr<const PackedWeights<T>> weights_;
-  ptrdiff_t capacity_, pitch_, weight_count_ = 0;
+  ptrdiff_t capacity_, pitch_, input_weights_ = 0, recurrent_weights_ = 0;
   std::vector<int64_t> ids_;
   int64_t next_id_ = 0;
   std::vector<Layer> layers_;

@@ -33,7 +33,7 @@ def _cells(one: PhaseTime, total: float, profile: Profile) -> list[str]:
         one.phase,
         "" if one.layer is None else str(one.layer),
         str(one.calls),
-        f"{1e3 * one.seconds:.2f}",
+        f"{'~' if one.timed < one.calls else ''}{1e3 * one.seconds:.2f}",
         f"{one.seconds / total:.1%}",
         _number(one.flops, 1e-9),
         _number(one.bytes, 1e-6),
@@ -57,6 +57,8 @@ def table(profile: Profile) -> str:
     lines += [_line(_cells(one, total, profile)) for one in profile.phases]
     python = profile.python_seconds
     lines.append(_line(["Python", "", "", f"{1e3 * python:.2f}", f"{python / total:.1%}", *[""] * 6]))
+    if any(one.timed < one.calls for one in profile.phases):
+        lines.append("~ from a sample of the calls")
     lines += ["", f"{'thread':20s} {'busy':>8s} {'waiting':>8s} {'idle':>8s}"]
     wall = profile.seconds or 1.0
     for one in threads:

@@ -28,22 +28,27 @@ class PhaseTime:
     layer : int or None
         From 0; both directions are one layer.
     calls : int
-        How often the phase was entered.
+        How often the phase was entered; of steps, their number.
+    timed : int
+        How many of the calls were timed. With fewer than all, `seconds` is an estimate: short calls count as
+        long as one before them that had as much work, and the parts of a step (input, recurrent, gates),
+        which are one pass, divide its time as they did in the steps where the kernel told them apart.
     seconds : float
         Without what other phases inside it took; a sum over threads.
     flops, bytes : float
-        Additions and multiplications; bytes of operands and results, each once a call.
+        Additions and multiplications; bytes of operands and results, each once a call. Of every call.
 
     Examples
     --------
     >>> from fusedlstm.profiling import PhaseTime
-    >>> PhaseTime("dW", 0, calls=2, seconds=0.5, flops=1e9, bytes=1e6).flops_per_second
+    >>> PhaseTime("dW", 0, calls=2, timed=2, seconds=0.5, flops=1e9, bytes=1e6).flops_per_second
     2000000000.0
     """
 
     phase: str
     layer: int | None
     calls: int
+    timed: int
     seconds: float
     flops: float
     bytes: float
@@ -107,10 +112,11 @@ def together(parts: Iterable[PhaseTime]) -> list[PhaseTime]:
     sums: dict[tuple[str, int | None], PhaseTime] = {}
     for part in parts:
         key = part.phase, part.layer
-        have = sums.get(key, PhaseTime(*key, 0, 0.0, 0.0, 0.0))
+        have = sums.get(key, PhaseTime(*key, 0, 0, 0.0, 0.0, 0.0))
         sums[key] = PhaseTime(
             *key,
             have.calls + part.calls,
+            have.timed + part.timed,
             have.seconds + part.seconds,
             have.flops + part.flops,
             have.bytes + part.bytes,
@@ -137,8 +143,8 @@ class Profile:
     >>> with fusedlstm.profile() as p:
     ...     y, tape = layer.forward(x)
     ...     dx = layer.backward(tape, y)
-    >>> step = next(one for one in p.phases if one.phase == "step")
-    >>> step.flops == 2 * 8 * 20 * 4 * 32 * 32
+    >>> product = next(one for one in p.phases if one.phase == "recurrent")
+    >>> product.flops == 2 * 8 * 20 * 4 * 32 * 32
     True
     """
 
@@ -296,7 +302,8 @@ def profile(*, trace: bool = False, dtype: str = "float32") -> Profile:
 
     Notes
     -----
-    Two readings of the processor's counter for each piece of work; while no profile runs, one load.
+    Two readings of the processor's counter for each piece of work. Pieces below 20 microseconds are timed by
+    sample, unless there is a trace. While no profile runs, one load.
 
     Examples
     --------
