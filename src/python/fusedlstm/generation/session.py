@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedlstm import _core
+from fusedlstm.generation._turn import one_at_a_time
 from fusedlstm.generation.sampling import Sampling
 from fusedlstm.generation.stream import TextPieces
 
@@ -116,6 +118,7 @@ class Session:
         self._processor = processor
         self._token_mask = token_mask
         self._live: dict[int, tuple[Sampling, TextPieces]] = {}
+        self._turn = threading.Lock()
 
     @property
     def capacity(self) -> int:
@@ -125,9 +128,10 @@ class Session:
     @property
     def ids(self) -> tuple[int, ...]:
         """The live sequences, in the order in which they joined. An id is never used twice."""
-        return tuple(self._live)
+        return tuple(self._live.copy())  # as one: another thread may be in a step
 
-    def join(self, prompt: str, **options: Any) -> int:
+    @one_at_a_time("session")
+    def join(self, /, prompt: str, **options: Any) -> int:
         """Read a prompt; its first new token comes with the next step.
 
         Parameters
@@ -152,6 +156,7 @@ class Session:
         core = self._core.join(tokens, sampling.core(self._model.vocabulary.texts), sampling.seed)
         return self._add(core, sampling, tokens)
 
+    @one_at_a_time("session")
     def step(self) -> list[NewToken]:
         """The next token of every live sequence, in the order of `ids`; those that end with it leave.
 
@@ -173,6 +178,7 @@ class Session:
             results.append(NewToken(id, token, text, log_probability, finish, top))
         return results
 
+    @one_at_a_time("session")
     def leave(self, id: int) -> None:
         """End a sequence.
 
@@ -184,6 +190,7 @@ class Session:
         self._core.leave(id)
         del self._live[id]
 
+    @one_at_a_time("session")
     def save(self, id: int) -> SavedSequence:
         """A copy of a sequence as it is now, which can be pickled.
 
@@ -195,6 +202,7 @@ class Session:
         tokens, prompt_length, state, logits = self._core.save(id)
         return SavedSequence(tokens, prompt_length, state, logits, self._live[id][0])
 
+    @one_at_a_time("session")
     def restore(self, saved: SavedSequence) -> int:
         """Go on with a saved sequence as a new one; returns its id.
 
