@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -224,3 +225,110 @@ def test_runtime_information():
     assert _core.isa() in _core.isa_levels()
     assert _core.cpu_info()
     assert _core.build_info()
+
+
+# one object, several threads --------------------------------------------------------------------------------
+
+
+def at_once(count, work):
+    """What `count` threads that begin at the same moment return, or raise."""
+    begin = threading.Barrier(count)
+
+    def run(number):
+        begin.wait()
+        try:
+            return work(number)
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has a GIL")
+def test_import_leaves_the_gil_off():
+    with python("import sys, fusedlstm; fusedlstm.isa(); print(sys._is_gil_enabled())") as process:
+        output, errors = process.communicate()
+    assert output == "False\n", errors
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_several_threads_add_to_the_same_gradients(dtype, threads, count):
+    """No addition is lost: equal batches, so that their order cannot be seen."""
+    threads(count)
+    m = cases.model(I=40, H=96, dtype=dtype)
+    b = cases.batch(m, N=8, T=10)
+    weight = np.ones((30, 50), dtype)
+    linear = _core.linear_pack(weight)
+    x, dy = np.ones((64, 50), dtype), np.ones((64, 30), dtype)
+    ids = np.zeros(5_000, np.int32)
+
+    def add(lstm, d_weight, d_table):
+        tape = _core.lstm_forward_tape(m.packed, b.x)[-1]
+        _core.lstm_backward(m.packed, tape, b.dy, gradients=lstm)
+        _core.linear_backward(linear, x, dy, d_weight=d_weight, need_dx=False)
+        _core.embedding_backward(ids, np.ones((len(ids), 3), dtype), d_table)
+
+    alone, together = ([m.zeros(), np.zeros_like(weight), np.zeros((2, 3), dtype)] for _ in range(2))
+    for _ in range(4 * 8):
+        add(*alone)
+    at_once(4, lambda _: [add(*together) for _ in range(8)])
+    for one, other in zip(alone, together, strict=True):
+        cases.assert_same_bits(one, other)
+
+
+def test_a_tape_serves_one_of_several_threads():
+    m = cases.model(I=5, H=16)
+    b = cases.batch(m, N=3, T=4)
+    alone = cases.run(m, b)
+    for _ in range(20):
+        tape = _core.lstm_forward_tape(m.packed, b.x, b.h0, b.c0)[-1]
+        gradients = m.zeros()
+        results = at_once(
+            4,
+            lambda _, tape=tape, to=gradients: _core.lstm_backward(
+                m.packed, tape, b.dy, b.dh_n, b.dc_n, gradients=to
+            ),
+        )
+        refused = [result for result in results if isinstance(result, RuntimeError)]
+        assert len(refused) == 3
+        assert all("a tape serves one backward" in str(error) for error in refused)
+        cases.assert_same_bits(gradients, alone.gradients)
+
+
+def test_profiles_begin_and_end_while_others_work():
+    m = cases.model(I=8, H=32)
+    b = cases.batch(m, N=4, T=6)
+    alone = cases.run(m, b)
+
+    def work(number):
+        for _ in range(60):
+            if number:
+                cases.assert_same_bits(cases.run(m, b).gradients, alone.gradients)
+            else:
+                _core.profile_start(True)
+                report = _core.profile_stop()
+                assert all(thread["counts"] is not None for thread in report["threads"])
+
+    assert at_once(4, work) == [None] * 4
+    with pytest.raises(RuntimeError, match="no profile is running"):
+        _core.profile_stop()
+
+
+def test_changing_the_instruction_set_while_others_pack():
+    """What is packed keeps its own; every level computes the same bits."""
+    before = _core.isa()
+    m = cases.model(I=8, H=32)
+    b = cases.batch(m, N=4, T=6)
+    alone = cases.run(m, b)
+
+    def work(number):
+        for _ in range(40):
+            if number:
+                cases.assert_same_bits(cases.run(m.repack(), b).gradients, alone.gradients)
+            else:
+                for level in _core.isa_levels():
+                    _core.set_isa(level)
+
+    assert at_once(3, work) == [None] * 3
+    _core.set_isa(before)

@@ -110,6 +110,9 @@ void test_one_to_many(int max_threads);
 // What profiles count, while other threads work.
 void test_profiler(int max_threads);
 
+// Calls of several threads at the same moment.
+void test_callers(int max_threads);
+
 // As test_lstm, of decoders with attention.
 void test_attention(const fusedlstm::Level& level, int max_threads, std::vector<std::string>* hashes);
 

@@ -74,6 +74,7 @@ int run(const std::string& only, int max_threads, bool hashes_only) {
     expect(hashes == first, std::string(level->name) + " computes other bits than the first level");
   }
   test_profiler(max_threads);
+  test_callers(max_threads);
   if (!hashes_only) {
     test_all_bf16(only, max_threads);
 #if defined(FUSEDLSTM_HAS_AVX512)

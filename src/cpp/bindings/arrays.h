@@ -27,6 +27,7 @@ struct View {
   T* data = nullptr;
   ptrdiff_t dim(size_t axis) const { return array.shape(static_cast<ptrdiff_t>(axis)); }
   ptrdiff_t size() const { return array.size(); }
+  size_t bytes() const { return data ? static_cast<size_t>(array.nbytes()) : 0; }
 };
 
 inline std::string shape_text(const py::array& a) {

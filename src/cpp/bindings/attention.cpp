@@ -7,6 +7,7 @@ namespace {
 
 struct PyAttentionTape {
   std::variant<std::unique_ptr<AttentionTape<float>>, std::unique_ptr<AttentionTape<double>>> tape;
+  Once backward;
 };
 
 constexpr ptrdiff_t kMaxSize = ptrdiff_t{1} << 30;
@@ -198,9 +199,12 @@ py::tuple backward(PyAttentionTape& py_tape, const py::object& memory_arg, const
         const LstmShape& shape = tape.lstm().shape;
         const PackedAttention<T>& attention = tape.attention();
         require(tape.lstm().backward, function, "lstm must have been packed with backward=True");
-        if (tape.consumed)
-          throw std::runtime_error(
-              "attention_decoder_backward: tape has been used: a tape serves one backward");
+        const auto require_unused = [](bool unused) {
+          if (!unused)
+            throw std::runtime_error(
+                "attention_decoder_backward: tape has been used: a tape serves one backward");
+        };
+        require_unused(!py_tape.backward.used());
         const ptrdiff_t N = tape.rows().batch(), time = tape.rows().time(), S = tape.longest_source(),
                         M = attention.M, H = attention.H, A = attention.A, O = attention.O;
         const auto dy = view<const T>(dy_arg, function, "dy", {{"N", N}, {"T", time}, {"O", O}});
@@ -238,9 +242,10 @@ py::tuple backward(PyAttentionTape& py_tape, const py::object& memory_arg, const
         const AttentionGradients<T> gradients{
             lstm.data,     output.data,       key.data,      query.data,         v.data,
             coverage.data, dx.mutable_data(), d_memory_data, dh0.mutable_data(), dc0.mutable_data()};
-        tape.consumed = true;  // before the interpreter may run another thread that holds the same tape
-        without_gil(
-            [&] { tape.backward(dy.data, dh_n.data, dc_n.data, memory.data, gradients, python_poll()); });
+        require_unused(py_tape.backward.use());  // of several threads with the same tape, one
+        adding_to<T>({&lstm, &output, &key, &query, &v, &coverage}, [&](const Poll& poll) {
+          tape.backward(dy.data, dh_n.data, dc_n.data, memory.data, gradients, poll);
+        });
         return py::make_tuple(dx, d_memory, dh0, dc0);
       },
       py_tape.tape);

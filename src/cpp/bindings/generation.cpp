@@ -79,7 +79,10 @@ Constraints OptionReader::constraints(int64_t max_new_tokens, const py::handle& 
   if (!py::isinstance<py::dict>(forced_tokens))
     throw py::type_error(std::string(function_) + ": forced_tokens must be a dict, got " +
                          std::string(py::repr(forced_tokens)));
-  for (const auto& [index, token] : py::reinterpret_borrow<py::dict>(forced_tokens)) {
+  // A copy: another thread, or __index__ of what is in it, may change the caller's.
+  const auto forced = py::reinterpret_steal<py::dict>(PyDict_Copy(forced_tokens.ptr()));
+  if (!forced) throw py::error_already_set();
+  for (const auto& [index, token] : forced) {
     const int64_t at = integer(index, "forced_tokens", 0, max_new_tokens - 1, "have keys that are ints");
     const int32_t id =
         static_cast<int32_t>(integer(token, "forced_tokens", 0, std::numeric_limits<int32_t>::max()));

@@ -160,8 +160,10 @@ py::tuple backward(const PyPackedLSTM& packed, PyTape& py_tape, const py::object
             "tape must come from " + describe(packed.lstm) + ", got one of other sizes or type");
     require(packed.get<T>()->backward, function, "packed must be packed with backward=True");
     Tape<T>& tape = **held;
-    if (tape.consumed)
-      throw std::runtime_error("lstm_backward: tape has been used: a tape serves one backward");
+    const auto require_unused = [](bool unused) {
+      if (!unused) throw std::runtime_error("lstm_backward: tape has been used: a tape serves one backward");
+    };
+    require_unused(!py_tape.backward.used());
     const LstmShape& shape = tape.shape;
     const ptrdiff_t N = tape.rows.batch(), time = tape.rows.time(),
                     states = shape.num_layers * shape.directions();
@@ -187,9 +189,10 @@ py::tuple backward(const PyPackedLSTM& packed, PyTape& py_tape, const py::object
          dc0 = new_array<T>({states, N, shape.hidden_size});
     const LstmGradients<T> out{gradients.data, d_embedding.data, dx_data, dh0.mutable_data(),
                                dc0.mutable_data()};
-    tape.consumed = true;  // before the interpreter may run another thread that holds the same tape
-    without_gil(
-        [&] { lstm_backward<T>(*packed.get<T>(), tape, dy.data, dh_n.data, dc_n.data, out, python_poll()); });
+    require_unused(py_tape.backward.use());  // of several threads with the same tape, one
+    adding_to<T>({&gradients, &d_embedding}, [&](const Poll& poll) {
+      lstm_backward<T>(*packed.get<T>(), tape, dy.data, dh_n.data, dc_n.data, out, poll);
+    });
     return py::make_tuple(dx, dh0, dc0);
   });
 }
@@ -248,7 +251,7 @@ py::tuple cell_backward(const PyPackedLSTM& packed, const py::object& x_arg, con
          dc_prev = new_array<T>({N, H});
     const CellGradients<T> out{dx.mutable_data(), dh_prev.mutable_data(), dc_prev.mutable_data(),
                                gradients.data};
-    without_gil([&] {
+    adding_to<T>({&gradients}, [&](const Poll&) {
       lstm_cell_backward<T>(*packed.get<T>(), N, x.data, h.data, c.data, c_next.data, gates.data, dh.data,
                             dc.data, out);
     });
@@ -366,9 +369,7 @@ void bind_lstm(py::module_& m) {
     return std::visit([](const auto& w) { return w->bytes(); }, p.weights);
   });
 
-  tape.def_property_readonly("consumed", [](const PyTape& t) {
-    return std::visit([](const auto& held) { return held->consumed; }, t.tape);
-  });
+  tape.def_property_readonly("consumed", [](const PyTape& t) { return t.backward.used(); });
   tape.def_property_readonly("nbytes", [](const PyTape& t) {
     return std::visit([](const auto& held) { return held->bytes(); }, t.tape);
   });

@@ -2,7 +2,8 @@
 #include "bindings/support.h"
 #include "runtime/cpu.h"
 
-PYBIND11_MODULE(_core, m) {
+// Without the GIL: what calls share is immutable, locked, atomic, or refused to whoever comes second (Turn).
+PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.doc() = "Native core of fusedlstm; its stub _core.pyi says what is here.";
   m.attr("__version__") = FUSEDLSTM_VERSION;
   // A wrong environment fails the import, and says why.

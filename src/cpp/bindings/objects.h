@@ -81,6 +81,7 @@ void check_hidden(const PackedWeights<T>& weights, const View<const T>& h0, cons
 
 struct PyTape {
   std::variant<std::unique_ptr<Tape<float>>, std::unique_ptr<Tape<double>>> tape;
+  Once backward;
 };
 
 struct PyPackedLinear {

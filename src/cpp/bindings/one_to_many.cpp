@@ -132,16 +132,16 @@ py::tuple bind_train(const PyPackedLSTM& packed, const PyPackedLinear& output, c
       y = made;
     }
     OneToManyGradients<T> gradients{};
+    View<T> parameters, d_weight, d_bias, d_embedding;
     if (backward) {
-      const auto parameters = view<T>(gradients_arg, function, "gradients",
-                                      {{"parameters", parameter_count(a.lstm.shape)}}, true);
-      const auto d_weight = view<T>(d_weight_arg, function, "d_weight", {{"O", a.O}, {"H", a.H}}, true);
-      const auto d_bias = optional_view<T>(d_bias_arg, function, "d_bias", {{"O", a.O}}, true);
+      parameters = view<T>(gradients_arg, function, "gradients",
+                           {{"parameters", parameter_count(a.lstm.shape)}}, true);
+      d_weight = view<T>(d_weight_arg, function, "d_weight", {{"O", a.O}, {"H", a.H}}, true);
+      d_bias = optional_view<T>(d_bias_arg, function, "d_bias", {{"O", a.O}}, true);
       require(!values || d_embedding_arg.is_none(), function,
               "d_embedding must be None with feedback 'output', got an array");
-      const auto d_embedding =
-          values ? View<T>{}
-                 : view<T>(d_embedding_arg, function, "d_embedding", {{"V", a.O}, {"I", a.I}}, true);
+      if (!values)
+        d_embedding = view<T>(d_embedding_arg, function, "d_embedding", {{"V", a.O}, {"I", a.I}}, true);
       auto first_made = new_array<T>({a.N, a.I}), h_made = new_array<T>(a.state_shape()),
            c_made = new_array<T>(a.state_shape());
       gradients = {parameters.data,           d_weight.data,         d_bias.data,          d_embedding.data,
@@ -151,9 +151,8 @@ py::tuple bind_train(const PyPackedLSTM& packed, const PyPackedLinear& output, c
       dc0 = c_made;
     }
     double loss = 0;
-    without_gil([&] {
-      loss =
-          one_to_many<T>(a.lstm, a.output, request, y_data, backward ? &gradients : nullptr, python_poll());
+    adding_to<T>({&parameters, &d_weight, &d_bias, &d_embedding}, [&](const Poll& poll) {
+      loss = one_to_many<T>(a.lstm, a.output, request, y_data, backward ? &gradients : nullptr, poll);
     });
     return py::make_tuple(loss, y, d_first, dh0, dc0);
   });

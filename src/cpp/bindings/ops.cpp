@@ -70,8 +70,8 @@ py::object bind_linear_backward(const PyPackedLinear& packed, const py::object& 
         optional_view<T>(d_weight_arg, function, "d_weight", {{"O", w.outputs}, {"I", w.inputs}}, true);
     const auto d_bias = optional_view<T>(d_bias_arg, function, "d_bias", {{"O", w.outputs}}, true);
     const WantedGradient<T> dx(need_dx, {x.dim(0), w.inputs});
-    without_gil([&] {
-      linear_backward<T>(w, x.dim(0), x.data, dy.data, dx.data, d_weight.data, d_bias.data, python_poll());
+    adding_to<T>({&d_weight, &d_bias}, [&](const Poll& poll) {
+      linear_backward<T>(w, x.dim(0), x.data, dy.data, dx.data, d_weight.data, d_bias.data, poll);
     });
     return dx.array;
   });
@@ -100,8 +100,9 @@ void bind_embedding_backward(const py::object& ids_arg, const py::object& dy_arg
     const auto ids = view<const int32_t>(ids_arg, function, "ids", {{"R"}});
     check_range(ids, 0, d_weight.dim(0), function, "ids");
     const auto dy = view<const T>(dy_arg, function, "dy", {{"R", ids.dim(0)}, {"E", d_weight.dim(1)}});
-    without_gil(
-        [&] { embedding_backward<T>(ids.dim(0), d_weight.dim(1), ids.data, dy.data, d_weight.data); });
+    adding_to<T>({&d_weight}, [&](const Poll&) {
+      embedding_backward<T>(ids.dim(0), d_weight.dim(1), ids.data, dy.data, d_weight.data);
+    });
   });
 }
 
@@ -152,10 +153,10 @@ py::tuple bind_linear_cross_entropy(const PyPackedLinear& packed, const py::obje
     if (need_dx || d_weight.data || d_bias.data) require_gradients(w, function);
     const WantedGradient<T> dx(need_dx, {x.dim(0), w.inputs});
     LossSum loss{};
-    without_gil([&] {
-      loss = linear_cross_entropy<T>(w, x.dim(0), x.data, targets.data, ignore_index, static_cast<T>(scale),
-                                     dx.data, d_weight.data, d_bias.data, python_poll(),
-                                     static_cast<T>(label_smoothing));
+    adding_to<T>({&d_weight, &d_bias}, [&](const Poll& poll) {
+      loss =
+          linear_cross_entropy<T>(w, x.dim(0), x.data, targets.data, ignore_index, static_cast<T>(scale),
+                                  dx.data, d_weight.data, d_bias.data, poll, static_cast<T>(label_smoothing));
     });
     return py::make_tuple(loss.nll, loss.counted, dx.array);
   });

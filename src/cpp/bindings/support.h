@@ -2,11 +2,14 @@
 #pragma once
 
 #include <atomic>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "bindings/arrays.h"
+#include "runtime/exclusive.h"
 #include "runtime/memory.h"
 #include "runtime/profiler.h"
 #include "runtime/threads.h"
@@ -83,6 +86,29 @@ void without_gil(const Work& work) {
     throw py::error_already_set();
   }
 }
+
+// The same for work that adds to arrays: calls that add to the same memory take turns.
+template <class T, class Work>
+void adding_to(std::initializer_list<const View<T>*> arrays, const Work& work) {
+  std::vector<Exclusive::Range> ranges;
+  for (const View<T>* array : arrays) ranges.push_back({array->data, array->bytes()});
+  without_gil([&] {
+    const Poll poll = python_poll();
+    const Exclusive turn(std::move(ranges), poll);
+    work(poll);
+  });
+}
+
+// Whether something that serves one call has been used, for calls that may come at the same moment.
+class Once {
+ public:
+  bool used() const { return used_.load(); }
+  // True for the first.
+  bool use() { return !used_.exchange(true); }
+
+ private:
+  std::atomic<bool> used_{false};
+};
 
 // A rate in [0, 1), also after rounding to T.
 template <class T>

@@ -334,7 +334,6 @@ void AttentionTape<T>::output_gradients_share(Team& team, ptrdiff_t first, ptrdi
 template <class T>
 void AttentionTape<T>::backward(const T* dy, const T* dh_n, const T* dc_n, const T* memory,
                                 const AttentionGradients<T>& gradients, const Poll& poll) {
-  consumed = true;
   const bool none = attention_->none(), additive = attention_->additive();
   const ptrdiff_t N = rows_.batch();
   order_ = ReductionOrder(rows_, 0, rows_.steps());

@@ -81,8 +81,6 @@ class AttentionTape {
   void copy_weights(T* weights) const;
   size_t bytes() const;
 
-  bool consumed = false;
-
  private:
   void forward(const AttentionBatch<T>& batch, const AttentionOutputs<T>& out, const Poll& poll);
   void plan_own_tokens(const AttentionBatch<T>& batch);

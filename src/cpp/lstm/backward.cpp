@@ -537,7 +537,6 @@ void scatter_dx(const Tape<T>& tape, const Kernels<T>& k, const std::vector<Buff
 template <class T>
 void lstm_backward(const PackedWeights<T>& w, Tape<T>& tape, const T* dy, const T* dh_n, const T* dc_n,
                    const LstmGradients<T>& gradients, const Poll& poll) {
-  tape.consumed = true;
   const LstmShape& shape = tape.shape;
   const Kernels<T>& k = w.kernels();
   const ptrdiff_t P = tape.rows.total(), D = shape.directions(), H = shape.hidden_size;

@@ -88,7 +88,6 @@ struct Tape {
   std::vector<LayerTape<T>> layers;  // by layer * D + direction
   TokenInput<T> tokens;              // distinct is empty for dense input
   bool token_input = false;
-  bool consumed = false;
 
   ptrdiff_t gates_pitch() const { return row_pitch<T>(4 * shape.hidden_padded()); }
   ptrdiff_t state_pitch() const { return row_pitch<T>(shape.hidden_size); }

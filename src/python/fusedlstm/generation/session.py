@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedlstm import _core
+from fusedlstm.generation._turn import one_at_a_time
 from fusedlstm.generation.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -163,6 +165,7 @@ class Session:
         self._processor = processor
         self._token_mask = token_mask
         self._live: dict[int, _Live] = {}
+        self._turn = threading.Lock()
 
     @property
     def capacity(self) -> int:
@@ -172,9 +175,10 @@ class Session:
     @property
     def ids(self) -> tuple[int, ...]:
         """The live sequences, in the order in which they joined. An id is never used twice."""
-        return tuple(self._live)
+        return tuple(self._live.copy())  # as one: another thread may be in a step
 
-    def join(self, prompt: str, **options: Any) -> int:
+    @one_at_a_time("session")
+    def join(self, /, prompt: str, **options: Any) -> int:
         """Read a prompt or a source; its first new token comes with the next step.
 
         Parameters
@@ -211,6 +215,7 @@ class Session:
         )
         return self._add(id, sampling, begin.tokens, len(begin.tokens), begin.memory)
 
+    @one_at_a_time("session")
     def step(self) -> list[NewToken]:
         """The next token of every live sequence, in the order of `ids`; those that end with it leave.
 
@@ -231,6 +236,7 @@ class Session:
             results.append(NewToken(id, token, text, log_probability, finish, top))
         return results
 
+    @one_at_a_time("session")
     def leave(self, id: int) -> None:
         """End a sequence.
 
@@ -242,6 +248,7 @@ class Session:
         self._core.leave(id)
         del self._live[id]
 
+    @one_at_a_time("session")
     def save(self, id: int) -> SavedSequence:
         """A copy of a sequence as it is now, which can be pickled.
 
@@ -255,6 +262,7 @@ class Session:
         memory = None if live.memory is None else live.memory.copy()
         return SavedSequence(tokens, prompt_length, state, logits, live.sampling, memory)
 
+    @one_at_a_time("session")
     def restore(self, saved: SavedSequence) -> int:
         """Go on with a saved sequence as a new one; returns its id.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from fusedlstm import _core
 from fusedlstm.data import TextDecoder
 from fusedlstm.generation._loop import iterate
+from fusedlstm.generation._turn import one_at_a_time
 from fusedlstm.generation.sampling import Sampling
 
 Int = NDArray[np.int32]
@@ -178,7 +180,9 @@ class BatchTextStream(Iterator[tuple[int, str]]):
         self._steps = steps
         self._pieces = pieces
         self._waiting: deque[tuple[int, str]] = deque()
+        self._turn = threading.Lock()
 
+    @one_at_a_time("stream")
     def __next__(self) -> tuple[int, str]:
         while not self._waiting:
             tokens, ended = next(self._steps)
@@ -186,6 +190,7 @@ class BatchTextStream(Iterator[tuple[int, str]]):
             self._waiting.extend(self._pieces.push(tokens, ended))
         return self._waiting.popleft()
 
+    @one_at_a_time("stream")
     def close(self) -> None:
         """Stop the native loop, if it is still running."""
         self._waiting.clear()

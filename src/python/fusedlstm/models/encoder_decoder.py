@@ -182,7 +182,7 @@ class Encoder(Module):
         dx = self.lstm.backward(tape.lstm, d_memory, d_state)
         if tape.masked is not None and dx is not None:
             embed_backward(self.embedding, tape.masked, dx)
-        tape.consumed = True
+        tape.take(self)
 
 
 def embed(embedding: Embedding, call: _Embedded) -> Float:
@@ -310,8 +310,7 @@ class Bridge(Module):
 
     def backward(self, tape: BridgeTape, d_state: State) -> State:
         """Add the gradients of the maps; those of the encoder's final states."""
-        tape.check(self)
-        tape.consumed = True
+        tape.take(self)
         if self.kind == "pass":
             return d_state
         dh, dc = d_state
@@ -643,8 +642,7 @@ class Decoder(Module):
         d_state : (dh, dc)
             Of the initial states, each (L, N, H).
         """
-        tape.check(self)
-        tape.consumed = True
+        tape.take(self)
         if self.output_dropout:
             d_rows = _core.dropout(d_rows, self.output_dropout, tape.seed, _OUTPUT_MASK)
         dy = np.zeros((*tape.valid.shape, self.layers.output_size), self.dtype)

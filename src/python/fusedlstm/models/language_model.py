@@ -417,9 +417,11 @@ class LanguageModel(Module):
     def decoder(self) -> _core.LanguageModelDecoder:
         """The native generation loop for the present parameters."""
         packed = self.lstm.packed  # another one once the LSTM computes in another type
-        if self._decoder is None or self._decoder[0] is not packed:
-            self._decoder = packed, _core.LanguageModelDecoder(packed, self.embedding.weight, self._output)
-        return self._decoder[1]
+        made = self._decoder
+        if made is None or made[0] is not packed:
+            made = packed, _core.LanguageModelDecoder(packed, self.embedding.weight, self._output)
+            self._decoder = made
+        return made[1]
 
     @overload
     def generate(

@@ -764,11 +764,12 @@ class OneToMany(Module):
     def _tokens_decoder(self) -> _core.OneToManyDecoder:
         """The native loop of tokens for the present parameters."""
         assert self.embedding is not None  # only models of tokens come here
-        if self._decoder is None:
-            self._decoder = _core.OneToManyDecoder(
+        decoder = self._decoder
+        if decoder is None:
+            decoder = self._decoder = _core.OneToManyDecoder(
                 self.lstm.packed, self.embedding.weight, self.output.packed
             )
-        return self._decoder
+        return decoder
 
     def _write(
         self,

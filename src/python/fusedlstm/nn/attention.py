@@ -456,7 +456,7 @@ class AttentionDecoder(Module):
             self.lstm.gradients,
             **self._weights(self._gradients),
         )
-        tape.consumed = True
+        tape.take(self)
         return dx, d_memory, (dh0, dc0)
 
     def decoder(self, embedding: Embedding, output: Linear) -> _core.AttentionDecoder:

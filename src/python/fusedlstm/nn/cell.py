@@ -172,11 +172,10 @@ class LSTMCell(Module):
             if dc is None
             else shaped(float_array(dc, self.dtype, who, "dc"), c.shape, "(N, H)", who, "dc")
         )
-        result = _core.lstm_cell_backward(
+        tape.take(self)
+        return _core.lstm_cell_backward(
             tape.packed, tape._x, h, c, tape._c_next, tape.gates, d_h, d_c, gradients=self._gradients
         )
-        tape.consumed = True
-        return result
 
     def _arguments(self, x: Any, state: Any) -> tuple[Float, State]:
         who = "LSTMCell"

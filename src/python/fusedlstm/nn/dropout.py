@@ -102,7 +102,7 @@ class Dropout(Layer):
         tape.check(self)
         given = float_array(dy, self.dtype, "Dropout.backward", "dy")
         shaped(given, tape.shape, "(..., C)", "Dropout.backward", "dy")
-        tape.consumed = True
+        tape.take(self)
         return self._mask(given, tape.seed) if need_dx else None
 
     def _mask(self, array: Float, seed: int) -> Float:

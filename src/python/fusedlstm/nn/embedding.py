@@ -125,8 +125,8 @@ class Embedding(Layer):
         tape.check(self)
         given = float_array(dy, self.dtype, "Embedding.backward", "dy")
         shaped(given, (*tape.ids.shape, self.embedding_dim), "(..., E)", "Embedding.backward", "dy")
+        tape.take(self)
         _core.embedding_backward(tape.ids.reshape(-1), given.reshape(-1, self.embedding_dim), self.d_weight)
-        tape.consumed = True
 
     def _describe(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}"

@@ -186,6 +186,7 @@ class Linear(Layer):
         tape.check(self)
         given = float_array(dy, self.dtype, "Linear.backward", "dy")
         shaped(given, (*tape.x.shape[:-1], self.out_features), "(..., O)", "Linear.backward", "dy")
+        tape.take(self)
         dx = _core.linear_backward(
             tape.packed,
             _rows(tape.x),
@@ -194,7 +195,6 @@ class Linear(Layer):
             d_bias=self.d_bias,
             need_dx=need_dx,
         )
-        tape.consumed = True
         return None if dx is None else dx.reshape(tape.x.shape)
 
     def _describe(self) -> str:

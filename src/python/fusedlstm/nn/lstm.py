@@ -460,7 +460,7 @@ class LSTM(Layer):
             d_embedding=None if embedding is None else embedding.d_weight,
             need_dx=need_dx and embedding is None,
         )
-        tape.consumed = True
+        tape.take(self)
         tape.dh0, tape.dc0 = call.state(dh0, dc0)
         if dx is None:
             return None

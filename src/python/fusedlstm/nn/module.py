@@ -261,7 +261,11 @@ class Tape:
 
     def __init__(self, layer: Module) -> None:
         self._layer = layer
-        self.consumed = False
+        self._uses = [None]  # taken out by the one backward
+
+    @property
+    def consumed(self) -> bool:
+        return not self._uses
 
     def check(self, layer: Module) -> None:
         """Refuse a tape of another layer (``ValueError``) or one already used (``RuntimeError``)."""
@@ -271,6 +275,14 @@ class Tape:
         if self._layer is not layer:
             raise ValueError(f"{who}: tape is of another {type(self._layer).__name__}, not of this layer")
         raise RuntimeError(f"{who}: this tape was already used: each forward gives a tape for one backward")
+
+    def take(self, layer: Module) -> None:
+        """`check`, and use the tape up: of several threads that come at once, one gets it."""
+        self.check(layer)
+        try:
+            self._uses.pop()
+        except IndexError:  # another thread took it since
+            self.check(layer)
 
 
 class Layer(Module):

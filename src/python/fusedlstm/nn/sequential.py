@@ -145,7 +145,7 @@ class Sequential(Layer):
             layer = self.layers[index]
             options = {"need_dx": index > 0 or need_dx} if layer.has_dx else {}
             d = layer.backward(tape.tapes[index], d, **options)
-        tape.consumed = True
+        tape.take(self)
         return None if d is None else d
 
     def _describe(self) -> str:
