@@ -60,7 +60,8 @@ def plot_roofline(profile: Profile, path: str | os.PathLike[str]) -> None:
             marker=markers[index % 10],
             color=f"C{index % 10}",
             markersize=9 + 14 * (one.seconds / busy) ** 0.5,
-            markeredgecolor="white",
+            fillstyle="none",  # what lies behind is seen
+            markeredgewidth=1.8,
             linestyle="none",
             label=f"{one.phase}: {one.seconds / busy:.1%}, {one.flops_per_second / 1e9:.3g} GF/s",
         )[0]
@@ -74,5 +75,5 @@ def plot_roofline(profile: Profile, path: str | os.PathLike[str]) -> None:
     axes.add_artist(
         axes.legend(handles=lines, loc="upper left", fontsize=8, title="reading", title_fontsize=8)
     )
-    axes.legend(handles=drawn, loc="lower right", fontsize=8, markerscale=0.75)
+    axes.legend(handles=drawn, loc="lower right", fontsize=8, markerscale=0.6)
     figure.savefig(path, dpi=120)
