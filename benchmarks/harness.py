@@ -30,7 +30,7 @@ from .shapes import Shape
 
 Record = dict[str, Any]
 
-SETTLE = 0.01  # seconds before a sample: the threads of the side before may still spin in wait for more work
+SETTLE = 0.06  # seconds before a sample: threads of the side before spin in wait for more work, 10 to 50 ms
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "benchmarks"  # programs that were compiled for this machine
 SHORTEST_SAMPLE = (
