@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -161,3 +163,18 @@ def central_differences(array, function):
         array[index] = here
         gradient[index] = (above - below) / (2 * step)
     return gradient
+
+
+def at_once(count, work):
+    """What `count` threads that begin at the same moment return, or raise."""
+    begin = threading.Barrier(count)
+
+    def run(number):
+        begin.wait()
+        try:
+            return work(number)
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))

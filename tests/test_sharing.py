@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
+import cases
 import numpy as np
 import pytest
 
@@ -15,21 +15,6 @@ from fusedlstm.data import Vocabulary
 
 COUNT = 4
 TEXT = "the quick brown fox jumps over the lazy dog\n"
-
-
-def at_once(work):
-    """What `work(number)` returns or raises in threads that begin at the same moment."""
-    begin = threading.Barrier(COUNT)
-
-    def run(number):
-        begin.wait()
-        try:
-            return work(number)
-        except Exception as error:
-            return error
-
-    with ThreadPoolExecutor(COUNT) as pool:
-        return list(pool.map(run, range(COUNT)))
 
 
 def busy(call):
@@ -69,7 +54,7 @@ def test_threads_make_the_first_call_of_a_layer():
     wanted = nn.LSTM(6, 9, seed=1)(x)
     for _ in range(20):
         layer = nn.LSTM(6, 9, seed=1)
-        for y in at_once(lambda _, layer=layer: layer(x)):
+        for y in cases.at_once(COUNT, lambda _, layer=layer: layer(x)):
             assert np.array_equal(y, wanted)
 
 
@@ -88,7 +73,7 @@ def test_threads_train_one_model():
     alone, together = new_layers(), new_layers()
     for _ in range(COUNT * 10):
         step(alone)
-    assert at_once(lambda _: [step(together) for _ in range(10)]) == [[None] * 10] * COUNT
+    assert cases.at_once(COUNT, lambda _: [step(together) for _ in range(10)]) == [[None] * 10] * COUNT
     assert np.array_equal(alone.gradients, together.gradients)
 
 
@@ -104,7 +89,7 @@ def test_a_tape_serves_one_thread(layer):
     for _ in range(20):
         y, tape = layer.forward(x)
         layer.zero_grad()
-        results = at_once(lambda _, tape=tape, y=y: layer.backward(tape, y))
+        results = cases.at_once(COUNT, lambda _, tape=tape, y=y: layer.backward(tape, y))
         refused = [result for result in results if isinstance(result, RuntimeError)]
         assert len(refused) == COUNT - 1, results
         assert all("used" in str(error) for error in refused)
@@ -117,10 +102,10 @@ def test_threads_generate_with_one_model():
     wanted = [new_model().generate("the", **each) for each in options]
     for _ in range(5):
         model.mark_updated()  # the decoder is made anew by whoever comes first
-        assert at_once(lambda number: model.generate("the", **options[number])) == wanted
-        assert at_once(lambda number: "".join(model.stream("the", **options[number]))) == wanted
+        assert cases.at_once(COUNT, lambda number: model.generate("the", **options[number])) == wanted
+        assert cases.at_once(COUNT, lambda number: "".join(model.stream("the", **options[number]))) == wanted
     beam = new_model().beam_search("the", width=3, max_new_tokens=10)
-    assert [[each.text for each in found] for found in at_once(
+    assert [[each.text for each in found] for found in cases.at_once(COUNT,
         lambda _: model.beam_search("the", width=3, max_new_tokens=10)
     )] == [[each.text for each in beam]] * COUNT  # fmt: skip
 
@@ -131,7 +116,7 @@ def test_threads_write_with_one_model_of_one_to_many():
 
     model = new()
     wanted = new().generate("q", steps=20)
-    assert at_once(lambda _: model.generate("q", steps=20)) == [wanted] * COUNT
+    assert cases.at_once(COUNT, lambda _: model.generate("q", steps=20)) == [wanted] * COUNT
 
 
 def test_threads_share_a_session():
@@ -174,7 +159,7 @@ def test_threads_share_a_session():
         while left or session.ids:
             (join, step, look, step)[number]()
 
-    assert at_once(work) == [None] * COUNT
+    assert cases.at_once(COUNT, work) == [None] * COUNT
     assert len(joined) == 12
     for id, options in joined.items():
         assert texts[id] == model.generate("the", **options)
@@ -193,4 +178,4 @@ def test_threads_share_a_stream_of_text():
             pieces.append(piece or "")
         return "".join(pieces)
 
-    assert sorted("".join(at_once(read))) == sorted(wanted)
+    assert sorted("".join(cases.at_once(COUNT, read))) == sorted(wanted)
