@@ -92,6 +92,28 @@ void short_calls_are_sampled() {
   }
 }
 
+// A call that took longer than those it stands for: together they last no longer than the call around them.
+void samples_fit_into_their_time() {
+  constexpr uint64_t calls = 101;
+  ProfileReport report;
+  PhaseCount copy{};
+  for (int attempt = 0; attempt < 100 && copy.timed != 1; ++attempt) {  // until the long one was not too long
+    start_profile(false);
+    {
+      const Scope other(Phase::kOther);
+      for (uint64_t call = 0; call < calls; ++call) {
+        const Scope scope(Phase::kCopy, 0, [] { return Work{0, 8}; });
+        if (call == 0) wait(std::chrono::microseconds(10));
+      }
+    }
+    report = stop_profile();
+    copy = count_of(report, Phase::kCopy);
+  }
+  expect(copy.calls == calls && copy.timed == 1, "one call was timed");
+  expect(copy.seconds >= 0.99 * 10e-6, "it has the time that it took");
+  expect(seconds_of(report.threads.at(0)) < report.seconds, "a thread has no more time than passed");
+}
+
 }  // namespace
 
 void test_profiler(int max_threads) {
@@ -136,6 +158,7 @@ void test_profiler(int max_threads) {
 
   parts_divide_the_time();
   short_calls_are_sampled();
+  samples_fit_into_their_time();
 }
 
 }  // namespace fusedlstm_tests

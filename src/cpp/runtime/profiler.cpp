@@ -33,6 +33,22 @@ uint64_t ticks() {
 #endif
 }
 
+struct Moment {
+  Clock::time_point time;
+  uint64_t ticks;
+};
+// Both clocks at once: of some tries the one in between which the least time passed.
+Moment now() {
+  Moment best{};
+  Clock::duration least = Clock::duration::max();
+  for (int attempt = 0; attempt < 5; ++attempt) {
+    const Moment moment{Clock::now(), ticks()};
+    const Clock::duration passed = Clock::now() - moment.time;
+    if (passed < least) least = passed, best = moment;
+  }
+  return best;
+}
+
 uint64_t ticks_of_short_call() {
   static const uint64_t found = [] {
     const Clock::time_point begin = Clock::now();
@@ -87,13 +103,16 @@ struct alignas(64) Calls {
   uint64_t most_repeated = 0;
   uint32_t timed = 0;  // scopes
   Counter short_parts[3];
-  Counter sum, parts[3];  // those of a step have the ticks of divided ones
+  Counter sum, parts[3];        // those of a step have the ticks of divided ones
+  Sum<uint64_t> settled_ticks;  // of the sum, those that were not timed
 
   Count total() const { return sum.get() + repetitions(short_call); }
   Count part(int which) const { return parts[which].get() + repetitions(short_parts[which]); }
+  uint64_t ticks_not_timed() const { return settled_ticks.get() + repetitions(short_call).ticks; }
   // What was repeated, into the sums.
   void settle() {
     if (repeated.get() == 0) return;
+    settled_ticks = ticks_not_timed();
     sum = total();
     for (int which = 0; which < 3; ++which) parts[which] = part(which);
     repeated = 0;
@@ -102,6 +121,7 @@ struct alignas(64) Calls {
     for (Counter* counter : {&sum, &short_call}) *counter = Count{};
     for (int which = 0; which < 3; ++which) parts[which] = Count{}, short_parts[which] = Count{};
     repeated = 0;
+    settled_ticks = 0;
     most_repeated = timed = 0;
   }
 
@@ -127,6 +147,7 @@ struct ThreadProfile {
   int worker = 0;
   bool in_use = true;  // by a living thread; under the registry's lock
   Scope* innermost = nullptr;
+  Sum<uint64_t> excess;  // ticks that calls which were not timed had beyond those of the scopes around them
   Calls calls[kLayers + 1][kPhases];  // first those of no layer
   std::unique_ptr<Interval[]> intervals;
   std::atomic<size_t> interval_count{0};
@@ -138,6 +159,7 @@ struct ThreadProfile {
       for (Calls& of_phase : layer) of_phase.clear();
     interval_count.store(0);
     left_out = 0;
+    excess = 0;
     if (keep_intervals && !intervals)
       intervals = std::make_unique<Interval[]>(kIntervals);
     else if (!keep_intervals)
@@ -153,8 +175,7 @@ struct Profiles {
   uint32_t last = 0;
   std::atomic<bool> intervals{false};
   ThreadProfile* starter = nullptr;
-  uint64_t begin_ticks = 0;
-  Clock::time_point begin;
+  Moment begin;
   std::atomic<uint64_t> short_call{0};
 };
 // Never destroyed: workers may be in a scope while the process ends.
@@ -213,15 +234,30 @@ inline ThreadProfile& own_profile(uint32_t profile) {
   return new_profile(profile);
 }
 
+// Calls that were not timed may have been shorter than the timed one before them: what they are to be
+// multiplied by, so that no thread has more time than passed.
+double scale_of_not_timed(const ThreadProfile& thread) {
+  uint64_t not_timed = 0;
+  for (const auto& layer : thread.calls)
+    for (const Calls& of_phase : layer) not_timed += of_phase.ticks_not_timed();
+  const uint64_t excess = std::min(thread.excess.get(), not_timed);
+  return not_timed == 0 ? 1 : static_cast<double>(not_timed - excess) / static_cast<double>(not_timed);
+}
+
 // With its part of the time of the layer's steps: what the kernel found in the divided ones.
-PhaseCount count_of(const ThreadProfile& thread, int layer, Phase phase, double seconds_per_tick) {
+PhaseCount count_of(const ThreadProfile& thread, int layer, Phase phase, double seconds_per_tick,
+                    double scale) {
+  const auto seconds = [&](const Calls& of) {
+    const double not_timed = static_cast<double>(of.ticks_not_timed());
+    return (static_cast<double>(of.total().ticks) - (1 - scale) * not_timed) * seconds_per_tick;
+  };
   const auto& calls = thread.calls[layer];
   const Count own_calls = calls[static_cast<size_t>(phase)].total();
   PhaseCount count{phase,
                    layer - 1,
                    own_calls.calls,
                    own_calls.timed,
-                   static_cast<double>(own_calls.ticks) * seconds_per_tick,
+                   seconds(calls[static_cast<size_t>(phase)]),
                    own_calls.work.flops,
                    own_calls.work.bytes};
   const int part = static_cast<int>(phase) - static_cast<int>(Phase::kInput);
@@ -233,7 +269,7 @@ PhaseCount count_of(const ThreadProfile& thread, int layer, Phase phase, double 
   if (divided > 0) share = static_cast<double>(of_steps.ticks) / divided;
   count.calls += of_steps.calls;
   count.timed += of_steps.timed;
-  count.seconds += share * static_cast<double>(steps.total().ticks) * seconds_per_tick;
+  count.seconds += share * seconds(steps);
   count.flops += of_steps.work.flops;
   count.bytes += of_steps.work.bytes;
   return count;
@@ -242,9 +278,10 @@ PhaseCount count_of(const ThreadProfile& thread, int layer, Phase phase, double 
 ThreadReport report_of(const ThreadProfile& thread, const std::string& name, uint64_t begin,
                        double seconds_per_tick) {
   ThreadReport report{name, {}, {}, thread.left_out.get()};
+  const double scale = scale_of_not_timed(thread);
   for (int layer = 0; layer <= kLayers; ++layer) {
     for (size_t phase = 0; phase < static_cast<size_t>(Phase::kStep); ++phase) {
-      const PhaseCount count = count_of(thread, layer, static_cast<Phase>(phase), seconds_per_tick);
+      const PhaseCount count = count_of(thread, layer, static_cast<Phase>(phase), seconds_per_tick, scale);
       if (count.calls > 0) report.counts.push_back(count);
     }
   }
@@ -292,6 +329,7 @@ void Scope::end() {
   if (thread_->profile.load(std::memory_order_relaxed) != profile_) return;
   thread_->innermost = outer_;
   if (outer_) outer_->inside_ += elapsed;
+  if (inside_ > elapsed) thread_->excess += inside_ - elapsed;
   const uint64_t calls = static_cast<uint64_t>(calls_);
   Calls& all = thread_->calls[layer_ + 1][static_cast<size_t>(phase_)];
   const Count count{calls, calls, own_ticks, work_};
@@ -353,8 +391,7 @@ void start_profile(bool intervals) {
   all.starter = caller;
   if (++all.last == 0) all.last = 1;
   own_profile(all.last);  // cleared before the time begins
-  all.begin = Clock::now();
-  all.begin_ticks = ticks();
+  all.begin = now();
   current_profile.store(all.last, std::memory_order_release);
 }
 
@@ -363,12 +400,12 @@ ProfileReport stop_profile() {
   const std::lock_guard lock(all.mutex);
   const uint32_t profile = current_profile.exchange(0);
   if (profile == 0) throw std::logic_error("no profile is running");
-  ProfileReport report{seconds_between(all.begin, Clock::now()), {}};
-  Clock::time_point now;
-  do now = Clock::now();  // long enough to tell how long a tick is
-  while (seconds_between(all.begin, now) < 1e-3);
-  const double per_tick =
-      seconds_between(all.begin, now) / static_cast<double>(std::max<uint64_t>(1, ticks() - all.begin_ticks));
+  ProfileReport report{seconds_between(all.begin.time, Clock::now()), {}};
+  Moment later;
+  do later = now();  // long enough to tell how long a tick is
+  while (seconds_between(all.begin.time, later.time) < 1e-3);
+  const double per_tick = seconds_between(all.begin.time, later.time) /
+                          static_cast<double>(std::max<uint64_t>(1, later.ticks - all.begin.ticks));
   int others = 0;
   for (ThreadProfile* thread : all.threads) {
     if (thread->profile.load(std::memory_order_acquire) != profile) continue;
@@ -377,7 +414,7 @@ ProfileReport stop_profile() {
                              : thread->worker ? "worker " + std::to_string(thread->worker)
                                               : "other caller " + std::to_string(++others);
     const auto place = starter ? report.threads.begin() : report.threads.end();
-    report.threads.insert(place, report_of(*thread, name, all.begin_ticks, per_tick));
+    report.threads.insert(place, report_of(*thread, name, all.begin.ticks, per_tick));
   }
   return report;
 }
