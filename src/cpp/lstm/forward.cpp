@@ -34,6 +34,8 @@ struct LayerRun {
   LayerTape<T>& own;
   LayerInput<T>& input;
   ptrdiff_t index;        // of the layer, for the profiler
+  ptrdiff_t direction;
+  T* y;                   // the user's, of the top layer; or null
   Buffer<T> chunk_gates;  // where the tape has none
   LowRows low_h[2];       // low precision: h before and after a step
 
@@ -78,7 +80,7 @@ struct LayerRun {
                           .H_pad = H_pad,
                           .unit_begin = units.begin,
                           .unit_end = units.end,
-                          .h_prev = own.h.data() + rows.state_before(s) * state_pitch + slot,
+                          .h_prev = own.h.data() + own.h_before(rows, s) * state_pitch + slot,
                           .h_row = slots.stride * state_pitch,
                           .recurrent = layer.recurrent.data(),
                           .input = step_gates,
@@ -88,7 +90,7 @@ struct LayerRun {
                           .c_prev = own.c.data() + (keep_c ? rows.state_before(s) * state_pitch : 0) + slot,
                           .c = own.c.data() + (keep_c ? rows.state_after(s) * state_pitch : 0) + slot,
                           .c_row = slots.stride * state_pitch,
-                          .h = own.h.data() + rows.state_after(s) * state_pitch + slot,
+                          .h = own.h.data() + own.h_after(rows, s) * state_pitch + slot,
                           .descending = s % 2 != 0};
       {
         StepScope scope(index, [&] { return step_work(step, 0, w.compute); });
@@ -99,6 +101,7 @@ struct LayerRun {
           low_cell_forward(*w.level, layer, step, step_gates, step.input_row, low_h[s % 2],
                            low_h[(s + 1) % 2], slots.first, slots.stride);
       }
+      if (y) write_share(s, slots, units);
       if (by_sequences)
         team.poll();
       else
@@ -112,6 +115,19 @@ struct LayerRun {
     for (ptrdiff_t r = narrow.begin; r < narrow.end; ++r)
       w.kernels().narrow_gates(H_pad, gates + r * gates_pitch, own.gates16.data() + (first + r) * 4 * H_pad);
     team.barrier();
+  }
+
+  // What this thread has made of h in a step, to y while it is in a cache.
+  void write_share(ptrdiff_t s, const Slots& slots, const Share& units) const {
+    const Rows& rows = tape.rows;
+    const ptrdiff_t H = w.shape.hidden_size, D = w.shape.directions(), active = rows.active(s);
+    const ptrdiff_t begin = std::min(units.begin, H), count = std::min(units.end, H) - begin;
+    const Scope scope(Phase::kCopy, index,
+                      [&] { return elements_work(slots.count(active) * count, 0, 2 * sizeof(T)); });
+    for (ptrdiff_t slot = slots.first; slot < active; slot += slots.stride) {
+      const T* const h = own.h.data() + (own.h_after(rows, s) + slot) * tape.state_pitch() + begin;
+      std::copy(h, h + count, y + (rows.user_row(s, slot, direction) * D + direction) * H + begin);
+    }
   }
 };
 
@@ -147,7 +163,7 @@ void find_tokens(Tape<T>& tape, const LstmInput<T>& input) {
 
 template <class T>
 void forward_layer(const PackedWeights<T>& w, Tape<T>& tape, const LstmInput<T>& input,
-                   const LstmStates<T>& initial, ptrdiff_t layer, ptrdiff_t direction, const Poll& poll) {
+                   const LstmStates<T>& initial, ptrdiff_t layer, ptrdiff_t direction, T* y, const Poll& poll) {
   const Rows& rows = tape.rows;
   const LstmShape& shape = tape.shape;
   const ptrdiff_t N = rows.batch(), P = rows.total(), H = shape.hidden_size, H_pad = shape.hidden_padded(),
@@ -158,7 +174,8 @@ void forward_layer(const PackedWeights<T>& w, Tape<T>& tape, const LstmInput<T>&
   if (full) own.gates = Buffer<T>(P * tape.gates_pitch());
   if (half) own.gates16 = Buffer<uint16_t>(P * 4 * H_pad);
   if (tape.mode == TapeMode::kLean) own.c_chunks = Buffer<T>(tape.chunks.state(tape.chunks.count()) * pitch);
-  own.h = Buffer<T>((N + P) * pitch);
+  own.two_steps = tape.mode == TapeMode::kNone && layer + 1 == shape.num_layers;
+  own.h = Buffer<T>((N + (own.two_steps ? N : P)) * pitch);
   own.c = Buffer<T>((N + (full || half ? P : 0)) * pitch);
   const ptrdiff_t state = index * N * H;
   states_by_slot(rows, initial.h0 ? initial.h0 + state : nullptr, H, H_pad, pitch, own.h.data());
@@ -181,6 +198,8 @@ void forward_layer(const PackedWeights<T>& w, Tape<T>& tape, const LstmInput<T>&
                   .own = own,
                   .input = layer_input,
                   .index = layer,
+                  .direction = direction,
+                  .y = y,
                   .chunk_gates = Buffer<T>(full ? 0 : tape.chunks.most_rows() * tape.gates_pitch()),
                   .low_h = {LowRows(w.compute, N, H), LowRows(w.compute, N, H)}};
   if constexpr (std::is_same_v<T, float>)
@@ -198,31 +217,18 @@ void write_outputs(const Tape<T>& tape, const LstmOutputs<T>& out) {
   for (size_t index = 0; index < tape.layers.size(); ++index) {
     for (ptrdiff_t slot = 0; slot < N; ++slot) {
       const ptrdiff_t to = (static_cast<ptrdiff_t>(index) * N + rows.sequence(slot)) * H;
-      const ptrdiff_t from = rows.final_state(slot);
-      const T* h = tape.layers[index].h.data() + from * pitch;
-      const T* c = tape.layers[index].c.data() + (keep_c ? from : slot) * pitch;
+      const LayerTape<T>& layer = tape.layers[index];
+      const T* h = layer.h.data() + layer.h_final(rows, slot) * pitch;
+      const T* c = layer.c.data() + (keep_c ? rows.final_state(slot) : slot) * pitch;
       std::copy(h, h + H, out.h_n + to);
       std::copy(c, c + H, out.c_n + to);
     }
   }
   if (!out.y) return;
-  const size_t top = static_cast<size_t>((shape.num_layers - 1) * D);
-  run_job(rows.total() * D * H < (1 << 16) ? 1 : 0, nullptr, [&](Team& team) {
-    const Share slots = share_of(N, team.thread(), team.threads());
-    const Scope scope(Phase::kCopy, shape.num_layers - 1,
-                      [&] { return elements_work(slots.size() * T_ * D * H, 0, 2 * sizeof(T)); });
-    for (ptrdiff_t slot = slots.begin; slot < slots.end; ++slot) {
-      T* y = out.y + rows.sequence(slot) * T_ * D * H;
-      for (ptrdiff_t s = 0; s < rows.length(slot); ++s) {
-        for (ptrdiff_t d = 0; d < D; ++d) {
-          const T* h =
-              tape.layers[top + static_cast<size_t>(d)].h.data() + (rows.state_after(s) + slot) * pitch;
-          std::copy(h, h + H, y + (rows.time_of(s, slot, d) * D + d) * H);
-        }
-      }
-      std::fill(y + rows.length(slot) * D * H, y + T_ * D * H, T(0));
-    }
-  });
+  for (ptrdiff_t slot = 0; slot < N; ++slot) {
+    T* const y = out.y + rows.sequence(slot) * T_ * D * H;
+    std::fill(y + rows.length(slot) * D * H, y + T_ * D * H, T(0));
+  }
 }
 
 template <class T>
@@ -249,7 +255,8 @@ std::unique_ptr<Tape<T>> forward(const PackedWeights<T>& w, ptrdiff_t N, ptrdiff
   if ((tape->token_input = input.tokens != nullptr)) find_tokens(*tape, input);
   for (ptrdiff_t layer = 0; layer < w.shape.num_layers; ++layer)
     for (ptrdiff_t direction = 0; direction < D; ++direction)
-      forward_layer(w, *tape, input, initial, layer, direction, poll);
+      forward_layer(w, *tape, input, initial, layer, direction, layer + 1 < w.shape.num_layers ? nullptr : out.y,
+                    poll);
   write_outputs(*tape, out);
   return tape;
 }

@@ -63,9 +63,21 @@ struct LayerTape {
   Buffer<uint16_t> gates16;  // half: (P, 4, H_pad)
   Buffer<T> c;         // full, half: (N + P, H_pad), state_pitch apart; lean, none: the last, (N, H_pad)
   Buffer<T> c_chunks;  // lean: before each chunk
-  Buffer<T> h;         // (N + P, H_pad), state_pitch apart
+  Buffer<T> h;         // (N + P, H_pad), state_pitch apart; or those before and after a step, (2 N, H_pad)
   Buffer<T> copy;      // the input rows, where they are not somebody else's
   MatrixRows<T> x;     // (P, inputs); null for token input and where chunks of it are gathered
+  bool two_steps = false;  // of h: all that inference needs where no layer follows
+
+  // Rows of h.
+  ptrdiff_t h_before(const Rows& rows, ptrdiff_t s) const {
+    return two_steps ? s % 2 * rows.batch() : rows.state_before(s);
+  }
+  ptrdiff_t h_after(const Rows& rows, ptrdiff_t s) const {
+    return two_steps ? (s + 1) % 2 * rows.batch() : rows.state_after(s);
+  }
+  ptrdiff_t h_final(const Rows& rows, ptrdiff_t slot) const {
+    return two_steps ? rows.length(slot) % 2 * rows.batch() + slot : rows.final_state(slot);
+  }
 };
 
 // Token input: the rows of the embedding that occur, each once, and which of them every packed row takes.
