@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "bindings/objects.h"
+#include "runtime/finite.h"
 #include "stream/stream.h"
 
 namespace fusedlstm {
@@ -39,6 +40,7 @@ struct ForwardArguments {
   ptrdiff_t N, time;
   View<const T> x, embedding, h0, c0;
   View<const int32_t> tokens, lengths;
+  std::atomic<bool> not_finite{false};
 
   ForwardArguments(const char* function_in, const LstmShape& shape_in, const py::object& x_arg,
                    const py::object& h0_arg, const py::object& c0_arg, const py::object& lengths_arg,
@@ -62,8 +64,15 @@ struct ForwardArguments {
     require(N * time < (ptrdiff_t{1} << 31), function,
             "N * T must be below 2^31, got " + std::to_string(N * time));
   }
-  LstmInput<T> input() const {
-    return {x.data, tokens.data, embedding.data, embedding.data ? embedding.dim(0) : 0};
+  // With check_x it is found on the way whether x is finite; require_finite says so.
+  LstmInput<T> input(bool check_x) {
+    return {x.data, tokens.data, embedding.data, embedding.data ? embedding.dim(0) : 0,
+            check_x ? &not_finite : nullptr};
+  }
+  void require_finite() const {
+    if (!not_finite) return;
+    PyErr_SetString(PyExc_FloatingPointError, (std::string(function) + ": x must be finite").c_str());
+    throw py::error_already_set();
   }
 
  private:
@@ -104,19 +113,22 @@ void stepped_forward(const std::shared_ptr<const PackedWeights<T>>& weights, con
 }
 
 py::tuple forward(const PyPackedLSTM& packed, const py::object& x, const py::object& h0, const py::object& c0,
-                  const py::object& lengths, const py::object& embedding) {
+                  const py::object& lengths, const py::object& embedding, bool check_x) {
   return with_type(packed.lstm.type, [&](auto zero) -> py::tuple {
     using T = decltype(zero);
-    const ForwardArguments<T> a("lstm_forward", packed.lstm.shape, x, h0, c0, lengths, embedding);
+    ForwardArguments<T> a("lstm_forward", packed.lstm.shape, x, h0, c0, lengths, embedding);
     check_hidden(*packed.get<T>(), a.h0, a.function);
     ForwardResult<T> result(a);
     const LstmOutputs<T> out = result.pointers();
     without_gil([&] {
-      if (a.x.data && !a.lengths.data && Stream<T>::pays(*packed.get<T>(), a.N, a.time))
+      if (a.x.data && !a.lengths.data && Stream<T>::pays(*packed.get<T>(), a.N, a.time)) {
+        a.not_finite = check_x && !all_finite(a.x.data, a.x.size());
         return stepped_forward<T>(packed.get<T>(), a, out);
-      lstm_forward<T>(*packed.get<T>(), a.N, a.time, a.lengths.data, a.input(), {a.h0.data, a.c0.data}, out,
-                      python_poll());
+      }
+      lstm_forward<T>(*packed.get<T>(), a.N, a.time, a.lengths.data, a.input(check_x), {a.h0.data, a.c0.data},
+                      out, python_poll());
     });
+    a.require_finite();
     return py::make_tuple(result.y, result.h_n, result.c_n);
   });
 }
@@ -130,21 +142,22 @@ TapeMode tape_mode(const std::string& name) {
 
 py::tuple forward_tape(const PyPackedLSTM& packed, const py::object& x, const py::object& h0,
                        const py::object& c0, const py::object& lengths, const py::object& embedding,
-                       double dropout, uint64_t seed, const std::string& mode_name) {
+                       double dropout, uint64_t seed, const std::string& mode_name, bool check_x) {
   const TapeMode mode = tape_mode(mode_name);
   require(std::string(compute_name(packed.weights)) != "int8", "lstm_forward_tape",
           "packed must be for training, got int8 weights, which are for inference");
   return with_type(packed.lstm.type, [&](auto zero) -> py::tuple {
     using T = decltype(zero);
-    const ForwardArguments<T> a("lstm_forward_tape", packed.lstm.shape, x, h0, c0, lengths, embedding);
+    ForwardArguments<T> a("lstm_forward_tape", packed.lstm.shape, x, h0, c0, lengths, embedding);
     const T rate = check_rate<T>(dropout, a.function, "dropout");
     ForwardResult<T> result(a);
     const LstmOutputs<T> out = result.pointers();
     auto tape = std::make_unique<PyTape>();
     without_gil([&] {
-      tape->tape = lstm_forward_tape<T>(*packed.get<T>(), a.N, a.time, a.lengths.data, a.input(),
+      tape->tape = lstm_forward_tape<T>(*packed.get<T>(), a.N, a.time, a.lengths.data, a.input(check_x),
                                         {a.h0.data, a.c0.data}, rate, seed, mode, out, python_poll());
     });
+    a.require_finite();
     return py::make_tuple(result.y, result.h_n, result.c_n, std::move(tape));
   });
 }
@@ -380,11 +393,11 @@ void bind_lstm(py::module_& m) {
 
   m.def("lstm_forward", &forward, py::arg("packed"), py::arg("x"), py::arg("h0") = py::none(),
         py::arg("c0") = py::none(), py::arg("lengths") = py::none(), py::kw_only(),
-        py::arg("embedding") = py::none());
+        py::arg("embedding") = py::none(), py::arg("check_x") = false);
   m.def("lstm_forward_tape", &forward_tape, py::arg("packed"), py::arg("x"), py::arg("h0") = py::none(),
         py::arg("c0") = py::none(), py::arg("lengths") = py::none(), py::kw_only(),
         py::arg("embedding") = py::none(), py::arg("dropout") = 0.0, py::arg("seed") = 0,
-        py::arg("tape") = "full");
+        py::arg("tape") = "full", py::arg("check_x") = false);
   m.def("lstm_backward", &backward, py::arg("packed"), py::arg("tape"), py::arg("dy"),
         py::arg("dh_n") = py::none(), py::arg("dc_n") = py::none(), py::kw_only(), py::arg("gradients"),
         py::arg("d_embedding") = py::none(), py::arg("need_dx") = true);

@@ -7,6 +7,7 @@
 #include "bindings/support.h"
 #include "kernels/philox.h"
 #include "runtime/cpu.h"
+#include "runtime/finite.h"
 
 namespace fusedlstm {
 namespace {
@@ -15,21 +16,6 @@ std::vector<std::string> names(const std::vector<const Level*>& levels) {
   std::vector<std::string> text;
   for (const Level* level : levels) text.emplace_back(level->name);
   return text;
-}
-
-template <class T>
-bool all_finite(const T* x, ptrdiff_t size) {
-  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
-  constexpr T infinity = std::numeric_limits<T>::infinity();
-  Bits exponent;
-  std::memcpy(&exponent, &infinity, sizeof exponent);
-  Bits found = 0;  // an exponent of ones: NaN or infinity
-  for (ptrdiff_t j = 0; j < size; ++j) {
-    Bits bits;
-    std::memcpy(&bits, x + j, sizeof bits);
-    found |= static_cast<Bits>((bits & exponent) == exponent);
-  }
-  return found == 0;
 }
 
 template <auto Function32, auto Function64>

@@ -191,7 +191,7 @@ void forward_layer(const PackedWeights<T>& w, Tape<T>& tape, const LstmInput<T>&
     own.copy = Buffer<T>(P * row_pitch<T>(inputs));
     own.x = {own.copy.data(), row_pitch<T>(inputs)};
   }
-  LayerInput<T> layer_input(w, tape, layer, direction, input.x);
+  LayerInput<T> layer_input(w, tape, layer, direction, input.x, input.not_finite);
   LayerRun<T> run{.w = w,
                   .layer = w.layers[static_cast<size_t>(index)],
                   .tape = tape,

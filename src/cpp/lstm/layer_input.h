@@ -3,11 +3,13 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <type_traits>
 
 #include "lstm/low_precision.h"
 #include "lstm/packing.h"
 #include "lstm/tape.h"
+#include "runtime/finite.h"
 #include "runtime/products.h"
 #include "runtime/profiler.h"
 
@@ -17,9 +19,10 @@ namespace fusedlstm {
 template <class T>
 class LayerInput {
  public:
-  // x: the user's (N, T, I), needed for layer 0 where the tape has no rows of its own.
+  // x: the user's (N, T, I), needed for layer 0 where the tape has no rows of its own. not_finite: see
+  // LstmInput.
   LayerInput(const PackedWeights<T>& w, const Tape<T>& tape, ptrdiff_t layer, ptrdiff_t direction,
-             const T* x = nullptr)
+             const T* x = nullptr, std::atomic<bool>* not_finite = nullptr)
       : w_(w),
         kernels_(w.kernels()),
         packed_(w.layers[static_cast<size_t>(layer * tape.shape.directions() + direction)]),
@@ -27,7 +30,8 @@ class LayerInput {
         kept_(tape.layers[static_cast<size_t>(layer * tape.shape.directions() + direction)].x),
         layer_(layer),
         direction_(direction),
-        x_(x) {
+        x_(x),
+        not_finite_(layer == 0 && direction == 0 ? not_finite : nullptr) {
     if (by_token())
       table_ = Buffer<T>(distinct() * tape.gates_pitch());
     else if (!kept_.data)
@@ -81,6 +85,7 @@ class LayerInput {
       }
       return;
     }
+    if (not_finite_) check_share(team, rows(begin), count);
     product_share(team, rows(begin), count, gates);
   }
 
@@ -121,6 +126,15 @@ class LayerInput {
                   team);
   }
 
+  // The product reads these rows next.
+  void check_share(const Team& team, MatrixRows<T> x, ptrdiff_t count) const {
+    const Share share = share_of(count, team.thread(), team.threads());
+    const Scope scope(Phase::kCopy, layer_,
+                      [&] { return elements_work(share.size() * packed_.inputs, 0, sizeof(T)); });
+    for (ptrdiff_t r = share.begin; r < share.end; ++r)
+      if (!all_finite(x.row(r), packed_.inputs)) not_finite_->store(true, std::memory_order_relaxed);
+  }
+
   void copy_row(ptrdiff_t s, ptrdiff_t slot, T* to) const {
     const Rows& rows = tape_.rows;
     if (layer_ == 0) {
@@ -149,6 +163,7 @@ class LayerInput {
   const MatrixRows<T>& kept_;
   ptrdiff_t layer_, direction_;
   const T* x_;
+  std::atomic<bool>* not_finite_;
   Buffer<T> table_;     // token input: (distinct, 4 H_pad), gates_pitch apart
   Buffer<T> gathered_;  // rows of one chunk, where no others have them
   LowRows low_;         // low precision: the rows of one chunk, or of the embedding

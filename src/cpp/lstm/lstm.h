@@ -2,6 +2,7 @@
 // N sequences, T steps, I inputs, H hidden units, L layers, D directions, V token ids.
 #pragma once
 
+#include <atomic>
 #include <memory>
 
 #include "lstm/packing.h"
@@ -17,6 +18,8 @@ struct LstmInput {
   const int32_t* tokens = nullptr;  // (N, T), each in 0 .. V - 1
   const T* embedding = nullptr;     // (V, I)
   ptrdiff_t vocabulary = 0;         // V
+  // Set to true if NaN or an infinity is among the steps of x that are read; null: nobody wants to know.
+  std::atomic<bool>* not_finite = nullptr;
 };
 
 template <class T>

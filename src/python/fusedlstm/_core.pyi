@@ -98,6 +98,7 @@ def lstm_forward(
     lengths: Int | None = None,
     *,
     embedding: Float | None = None,
+    check_x: bool = False,
 ) -> tuple[Float, Float, Float]: ...
 def lstm_forward_tape(
     packed: PackedLSTM,
@@ -110,6 +111,7 @@ def lstm_forward_tape(
     dropout: float = 0.0,
     seed: int = 0,
     tape: str = "full",
+    check_x: bool = False,
 ) -> tuple[Float, Float, Float, LSTMTape]: ...
 def lstm_backward(
     packed: PackedLSTM,

@@ -3,7 +3,7 @@
 Letters: N batch, T time, I inputs, H hidden units, L layers, D directions (1 or 2).
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -112,6 +112,14 @@ class _Call(NamedTuple):
     @property
     def table(self) -> Float | None:
         return None if self.embedding is None else self.embedding.weight
+
+    def refuse_x(self) -> NoReturn:
+        """After the core has met NaN or an infinity in `x`: say where."""
+        try:
+            require_finite(self.x, "LSTM", "x", self.lengths)
+        except ValueError as error:
+            raise error from None
+        raise RuntimeError("LSTM: x has changed during the call") from None
 
     def state(self, h: Float, c: Float) -> State:
         """States as the caller counts them: without N for a single sequence."""
@@ -336,9 +344,12 @@ class LSTM(Layer):
             If an argument is of the wrong kind.
         """
         call = self._arguments(x, state, lengths, embedding)
-        y, h_n, c_n = _core.lstm_forward(
-            self.packed, call.x, call.h0, call.c0, call.lengths, embedding=call.table
-        )
+        try:
+            y, h_n, c_n = _core.lstm_forward(
+                self.packed, call.x, call.h0, call.c0, call.lengths, embedding=call.table, check_x=True
+            )
+        except FloatingPointError:
+            call.refuse_x()
         return self._output(call, y, h_n, c_n)
 
     def forward(
@@ -379,17 +390,21 @@ class LSTM(Layer):
         number = 0 if seed is None else seed_number(seed)
         call = self._arguments(x, state, lengths, embedding)
         packed = self.packed
-        y, h_n, c_n, native = _core.lstm_forward_tape(
-            packed,
-            call.x,
-            call.h0,
-            call.c0,
-            call.lengths,
-            embedding=call.table,
-            dropout=self.dropout if drops else 0.0,
-            seed=number,
-            tape=self.tape,
-        )
+        try:
+            y, h_n, c_n, native = _core.lstm_forward_tape(
+                packed,
+                call.x,
+                call.h0,
+                call.c0,
+                call.lengths,
+                embedding=call.table,
+                dropout=self.dropout if drops else 0.0,
+                seed=number,
+                tape=self.tape,
+                check_x=True,
+            )
+        except FloatingPointError:
+            call.refuse_x()
         tape = LSTMTape(self, packed, native, call, call.state(h_n, c_n))
         return self._output(call, y, h_n, c_n), tape
 
@@ -548,8 +563,6 @@ class LSTM(Layer):
             array = array[None]
         batch, steps = array.shape[:2]
         valid = None if lengths is None else length_array(lengths, batch, steps, "LSTM")
-        if embedding is None:
-            require_finite(array, "LSTM", "x", valid)
         h0, c0 = self._state_arrays(state, batch, unbatched, "LSTM", ("h0", "c0"))
         for name, part in (("h0", h0), ("c0", c0)):
             if part is not None:
