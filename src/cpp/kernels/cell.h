@@ -81,7 +81,7 @@ void cell_tile(const CellForward<T>& s, ptrdiff_t m0, ptrdiff_t u) {
                load(s.input + (m0 + m) * s.input_row + (v % 4) * s.H_pad + u + (v / 4) * W));
   for (int panel = 0; s.recurrent && panel < 2 * Blocks; panel += P) {
     T* part = a + panel * kPanel<T>;
-    tile<T, M, P, LayoutA::kRows>(s.H, s.h_prev + m0 * s.h_row, s.h_row,
+    tile<T, M, 2 * P, LayoutA::kRows>(s.H, s.h_prev + m0 * s.h_row, s.h_row,
                                   s.recurrent + u * 4 * s.H + panel * s.H * kPanel<T>, s.H * kPanel<T>, part,
                                   Blocks * block, part, Blocks * block,
                                   s.recurrent + (next_unit * 4 + m0 / kTileRows % 4 * W) * s.H);

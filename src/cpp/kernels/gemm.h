@@ -21,33 +21,30 @@ constexpr int kPanel = 2 * kLanes<T>;
 // A by rows that lie a_row apart, or interleaved as [k][kTileRows].
 enum class LayoutA { kRows, kInterleaved };
 
-// M rows x P panels of C stay in registers over the whole of k. Meanwhile K vectors from `ahead` on are
+// M rows x V vectors of C stay in registers over the whole of k. Meanwhile K vectors from `ahead` on are
 // fetched: a part of B that is needed next.
-template <class T, int M, int P, LayoutA A>
+template <class T, int M, int V, LayoutA A>
 FUSEDLSTM_INLINE void tile(ptrdiff_t K, const T* a, ptrdiff_t a_row, const T* b, ptrdiff_t b_panel,
                            const T* init, ptrdiff_t init_row, T* c, ptrdiff_t c_row, const T* ahead) {
   constexpr int W = kLanes<T>;
-  Vec<T> acc[M][2 * P];
+  Vec<T> acc[M][V];
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 16
-    for (int v = 0; v < 2 * P; ++v) acc[m][v] = init ? load(init + m * init_row + v * W) : Vec<T>{};
+    for (int v = 0; v < V; ++v) acc[m][v] = init ? load(init + m * init_row + v * W) : Vec<T>{};
   }
   // Unrolled: where a core's other hardware thread is busy, the limit is the number of instructions.
 #pragma GCC unroll 4
   for (ptrdiff_t k = 0; k < K; ++k) {
-    Vec<T> b_k[2 * P];
+    Vec<T> b_k[V];
     if (M == kTileRows) __builtin_prefetch(ahead + k * W, 0, 2);
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) {
-      b_k[2 * p] = load(b + p * b_panel);
-      b_k[2 * p + 1] = load(b + p * b_panel + W);
-    }
+    for (int v = 0; v < V; ++v) b_k[v] = load(b + v / 2 * b_panel + v % 2 * W);
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
       const Vec<T> a_mk = broadcast<T>(A == LayoutA::kRows ? a[m * a_row] : a[m]);
 #pragma GCC unroll 16
-      for (int v = 0; v < 2 * P; ++v) acc[m][v] = fma(a_mk, b_k[v], acc[m][v]);
+      for (int v = 0; v < V; ++v) acc[m][v] = fma(a_mk, b_k[v], acc[m][v]);
     }
     a += A == LayoutA::kRows ? 1 : kTileRows;
     b += kPanel<T>;
@@ -55,34 +52,48 @@ FUSEDLSTM_INLINE void tile(ptrdiff_t K, const T* a, ptrdiff_t a_row, const T* b,
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 16
-    for (int v = 0; v < 2 * P; ++v) store<T>(c + m * c_row + v * W, acc[m][v]);
+    for (int v = 0; v < V; ++v) store<T>(c + m * c_row + v * W, acc[m][v]);
   }
 }
 
-// All panels of up to kTileRows rows. Few rows take more panels at a time: enough chains to hide the latency
-// of fma.
+// Columns from n on, V vectors of them. The last may be there only in part: it goes through a copy.
+template <class T, int M, int V, LayoutA A>
+void columns_tile(const Gemm<T>& g, ptrdiff_t m0, ptrdiff_t n, const T* ahead) {
+  constexpr ptrdiff_t width = V * kLanes<T>;
+  const T* const a = A == LayoutA::kRows ? g.a + m0 * g.a_row : g.a + m0 * g.K;
+  const T* init = g.init ? g.init + m0 * g.init_row + n : nullptr;
+  T* c = g.c + m0 * g.c_row + n;
+  ptrdiff_t init_row = g.init_row, c_row = g.c_row;
+  const ptrdiff_t columns = g.N - n;
+  T edge[M * width];
+  if (columns < width) {
+    for (int m = 0; m < M; ++m)
+      for (ptrdiff_t j = 0; j < width; ++j)
+        edge[m * width + j] = init && j < columns ? init[m * init_row + j] : T(0);
+    init = c = edge;
+    init_row = c_row = width;
+  }
+  tile<T, M, V, A>(g.K, a, g.a_row, g.b + n / kPanel<T> * g.b_panel, g.b_panel, init, init_row, c, c_row,
+                   ahead);
+  if (c != edge) return;
+  for (int m = 0; m < M; ++m)
+    for (ptrdiff_t j = 0; j < columns; ++j) g.c[(m0 + m) * g.c_row + n + j] = edge[m * width + j];
+}
+
+// All columns of up to kTileRows rows. Few rows take more columns at a time: enough chains to hide the
+// latency of fma.
 template <class T, int M, LayoutA A>
 void row_tile(const Gemm<T>& g, ptrdiff_t m0, const T* ahead) {
-  constexpr int P = M == 1 ? 4 * kTilePanels : M <= 3 ? 2 * kTilePanels : kTilePanels;
-  constexpr int N = kPanel<T>;
-  const T* a = A == LayoutA::kRows ? g.a + m0 * g.a_row : g.a + m0 * g.K;
+  constexpr int V = 2 * (M == 1 ? 4 * kTilePanels : M <= 3 ? 2 * kTilePanels : kTilePanels);
+  constexpr ptrdiff_t W = kLanes<T>;
   ptrdiff_t n = 0;
-  const auto init_at = [&] { return g.init ? g.init + m0 * g.init_row + n : nullptr; };
-  for (; n + P * N <= g.N; n += P * N)
-    tile<T, M, P, A>(g.K, a, g.a_row, g.b + n / N * g.b_panel, g.b_panel, init_at(), g.init_row,
-                     g.c + m0 * g.c_row + n, g.c_row, ahead);
-  for (; n + N <= g.N; n += N)
-    tile<T, M, 1, A>(g.K, a, g.a_row, g.b + n / N * g.b_panel, g.b_panel, init_at(), g.init_row,
-                     g.c + m0 * g.c_row + n, g.c_row, ahead);
-  if (n == g.N) return;
-  T edge[M * N];  // a last panel that is only partly there
-  const ptrdiff_t columns = g.N - n;
-  for (int m = 0; m < M; ++m)
-    for (ptrdiff_t j = 0; j < N; ++j)
-      edge[m * N + j] = g.init && j < columns ? init_at()[m * g.init_row + j] : T(0);
-  tile<T, M, 1, A>(g.K, a, g.a_row, g.b + n / N * g.b_panel, g.b_panel, edge, N, edge, N, ahead);
-  for (int m = 0; m < M; ++m)
-    for (ptrdiff_t j = 0; j < columns; ++j) g.c[(m0 + m) * g.c_row + n + j] = edge[m * N + j];
+  for (; n + V * W <= g.N; n += V * W) columns_tile<T, M, V, A>(g, m0, n, ahead);
+  if (M == kTileRows && V == 4 && n + 2 * W < g.N) {
+    if (n + 3 * W < g.N) return columns_tile<T, M, 4, A>(g, m0, n, ahead);
+    return columns_tile<T, M, 3, A>(g, m0, n, ahead);
+  }
+  for (; n + W < g.N; n += 2 * W) columns_tile<T, M, 2, A>(g, m0, n, ahead);
+  if (n < g.N) columns_tile<T, M, 1, A>(g, m0, n, ahead);
 }
 
 template <class T, LayoutA A>
