@@ -685,6 +685,31 @@ def test_nan_shows_where_it_came_in(isa, dtype):
             cases.assert_same_bits(one, other)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("function", ["lstm_forward", "lstm_forward_tape"])
+@pytest.mark.parametrize(
+    ("shape", "lengths"),
+    [((1, 7, 3), None), ((9, 1, 3), None), ((9, 40, 3), None), ((3, 40, 3), [40, 1, 17])],
+)
+def test_check_x_finds_any_value_that_is_not_finite(dtype, threads, function, shape, lengths, value):
+    """The first value, the last and one between, of rows that are read in place, step by step or gathered."""
+    threads(2)
+    m = cases.model(I=3, H=19, L=2, D=2 if lengths else 1, dtype=dtype)
+    x = np.ones(shape, dtype)
+    counts = np.full(shape[0], shape[1]) if lengths is None else np.array(lengths)
+    arguments = {"lengths": None if lengths is None else counts.astype(np.int32), "check_x": True}
+    call = getattr(_core, function)
+    call(m.packed, x, **arguments)
+    for place in [(0, 0, 0), (-1, counts[-1] - 1, 2), (shape[0] // 2, counts[shape[0] // 2] - 1, 1)]:
+        before, x[place] = x[place], value
+        with pytest.raises(FloatingPointError, match=rf"^{function}: x must be finite$"):
+            call(m.packed, x, **arguments)
+        x[place] = before
+    if lengths is not None:
+        x[1, 1:] = value  # padding is not read
+        call(m.packed, x, **arguments)
+
+
 @pytest.mark.parametrize("value", [np.inf, -np.inf, 1e30, -1e30])
 def test_huge_inputs_saturate(isa, dtype, value):
     """Without NaN in the sums the gates saturate: outputs stay within [-1, 1]."""

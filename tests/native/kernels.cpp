@@ -287,11 +287,12 @@ template <class T>
 void test_all(const Level& level) {
   const ptrdiff_t lanes = table_of<T>(level).lanes;
   for (ptrdiff_t M : {0, 1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 29})
-    for (ptrdiff_t N : {ptrdiff_t{1}, lanes - 1, lanes + 1, 2 * lanes, 6 * lanes + 3, 17 * lanes})
+    for (ptrdiff_t N :
+         {ptrdiff_t{1}, lanes - 1, lanes + 1, 2 * lanes, 3 * lanes, 4 * lanes - 1, 6 * lanes + 3, 17 * lanes})
       for (ptrdiff_t K : {0, 1, 7, 33}) test_gemm<T>(level, M, N, K, (M + N + K) % 2 == 0);
   test_gemm<T>(level, 300, 3 * lanes, 400, true);  // more than one block of rows
   for (ptrdiff_t M : {1, 5, 13, 64, 70})
-    for (ptrdiff_t N : {ptrdiff_t{1}, 2 * lanes + 1})
+    for (ptrdiff_t N : {ptrdiff_t{1}, 2 * lanes + 1, 3 * lanes})
       for (ptrdiff_t R : {0, 1, 17, 400, 800}) test_gemm_transposed<T>(level, M, N, R, (M + R) % 2 == 0);
   for (ptrdiff_t M : {1, 2, 3, 6, 14})
     for (ptrdiff_t H = 1; H <= 2 * lanes + 3; ++H) test_cell<T>(level, M, H);

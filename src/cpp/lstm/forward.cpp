@@ -33,7 +33,7 @@ struct LayerRun {
   Tape<T>& tape;
   LayerTape<T>& own;
   LayerInput<T>& input;
-  ptrdiff_t index;        // of the layer, for the profiler
+  ptrdiff_t index;  // of the layer, for the profiler
   ptrdiff_t direction;
   T* y;                   // the user's, of the top layer; or null
   Buffer<T> chunk_gates;  // where the tape has none
@@ -163,7 +163,8 @@ void find_tokens(Tape<T>& tape, const LstmInput<T>& input) {
 
 template <class T>
 void forward_layer(const PackedWeights<T>& w, Tape<T>& tape, const LstmInput<T>& input,
-                   const LstmStates<T>& initial, ptrdiff_t layer, ptrdiff_t direction, T* y, const Poll& poll) {
+                   const LstmStates<T>& initial, ptrdiff_t layer, ptrdiff_t direction, T* y,
+                   const Poll& poll) {
   const Rows& rows = tape.rows;
   const LstmShape& shape = tape.shape;
   const ptrdiff_t N = rows.batch(), P = rows.total(), H = shape.hidden_size, H_pad = shape.hidden_padded(),
@@ -255,8 +256,8 @@ std::unique_ptr<Tape<T>> forward(const PackedWeights<T>& w, ptrdiff_t N, ptrdiff
   if ((tape->token_input = input.tokens != nullptr)) find_tokens(*tape, input);
   for (ptrdiff_t layer = 0; layer < w.shape.num_layers; ++layer)
     for (ptrdiff_t direction = 0; direction < D; ++direction)
-      forward_layer(w, *tape, input, initial, layer, direction, layer + 1 < w.shape.num_layers ? nullptr : out.y,
-                    poll);
+      forward_layer(w, *tape, input, initial, layer, direction,
+                    layer + 1 < w.shape.num_layers ? nullptr : out.y, poll);
   write_outputs(*tape, out);
   return tape;
 }

@@ -101,12 +101,15 @@ double peak_flops(Compute compute, const Poll& poll) {
 double read_bandwidth(ptrdiff_t bytes, const Poll& poll) {
   const Kernels<float>& kernels = kernels_of<float>(current_level());
   const ptrdiff_t n = bytes / static_cast<ptrdiff_t>(sizeof(float));
+  // A large buffer in pieces, for Ctrl-C; a small one many times, or to read the clock takes as long.
+  static constexpr ptrdiff_t at_once = 1 << 18;
+  const ptrdiff_t passes = std::max<ptrdiff_t>(1, at_once / std::max<ptrdiff_t>(1, n));
   return best_rate(poll, [&] {
-    return [&kernels, n, at = ptrdiff_t{0}, buffer = Buffer<float>::zeros(n)]() mutable {
-      const ptrdiff_t piece = std::min<ptrdiff_t>(n - at, 1 << 18);  // a large buffer in pieces, for Ctrl-C
-      kernels.read(piece, buffer.data() + at);
+    return [&kernels, n, passes, at = ptrdiff_t{0}, buffer = Buffer<float>::zeros(n)]() mutable {
+      const ptrdiff_t piece = std::min(n - at, at_once);
+      for (ptrdiff_t pass = 0; pass < passes; ++pass) kernels.read(piece, buffer.data() + at);
       at = at + piece < n ? at + piece : 0;
-      return static_cast<double>(piece) * sizeof(float);
+      return static_cast<double>(passes * piece) * sizeof(float);
     };
   });
 }
