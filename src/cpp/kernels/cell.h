@@ -44,10 +44,9 @@ enum class Cell { kStep, kGates };  // all of it, or the activations only
 template <class T, Cell Part>
 FUSEDLSTM_INLINE void gates_forward(const CellForward<T>& s, ptrdiff_t m, ptrdiff_t u, T* a) {
   constexpr int W = kLanes<T>;
-  const Vec<T> i = sigmoid<T>(load(a));
-  const Vec<T> f = sigmoid<T>(load(a + W));
-  const Vec<T> g = tanh<T>(load(a + 2 * W));
-  const Vec<T> o = sigmoid<T>(load(a + 3 * W));
+  Vec<T> x[] = {load(a), load(a + W), load(a + 3 * W), load(a + 2 * W)};
+  activations<T, 3>(x);
+  const Vec<T> i = x[0], f = x[1], o = x[2], g = x[3];
   if (Part == Cell::kStep) {
     store<T>(s.c + m * s.c_row + u, next_c<T>(i, f, g, load(s.c_prev + m * s.c_row + u)));
     store<T>(a + 3 * W, o);
@@ -55,10 +54,14 @@ FUSEDLSTM_INLINE void gates_forward(const CellForward<T>& s, ptrdiff_t m, ptrdif
   if (s.gates) store_gates<T>(s.gates + m * s.gates_row + u, s.H_pad, i, f, g, o);
 }
 
-template <class T>
-FUSEDLSTM_INLINE void h_forward(const CellForward<T>& s, ptrdiff_t m, ptrdiff_t u, const T* a) {
-  const Vec<T> o = load(a + 3 * kLanes<T>), c = load(s.c + m * s.c_row + u);
-  store<T>(s.h + m * s.h_row + u, o * tanh<T>(c));
+// Of N rows; their sums lie a_row apart.
+template <class T, int N>
+FUSEDLSTM_INLINE void h_forward(const CellForward<T>& s, ptrdiff_t m, ptrdiff_t u, const T* a,
+                                ptrdiff_t a_row) {
+  Vec<T> t[N];
+  FUSEDLSTM_EACH t[j] = load(s.c + (m + j) * s.c_row + u);
+  activations<T, 0>(t);
+  FUSEDLSTM_EACH store<T>(s.h + (m + j) * s.h_row + u, load(a + j * a_row + 3 * kLanes<T>) * t[j]);
 }
 
 template <class T, Cell Part, int M, int Blocks>
@@ -82,17 +85,19 @@ void cell_tile(const CellForward<T>& s, ptrdiff_t m0, ptrdiff_t u) {
   for (int panel = 0; s.recurrent && panel < 2 * Blocks; panel += P) {
     T* part = a + panel * kPanel<T>;
     tile<T, M, 2 * P, LayoutA::kRows>(s.H, s.h_prev + m0 * s.h_row, s.h_row,
-                                  s.recurrent + u * 4 * s.H + panel * s.H * kPanel<T>, s.H * kPanel<T>, part,
-                                  Blocks * block, part, Blocks * block,
-                                  s.recurrent + (next_unit * 4 + m0 / kTileRows % 4 * W) * s.H);
+                                      s.recurrent + u * 4 * s.H + panel * s.H * kPanel<T>, s.H * kPanel<T>,
+                                      part, Blocks * block, part, Blocks * block,
+                                      s.recurrent + (next_unit * 4 + m0 / kTileRows % 4 * W) * s.H);
   }
   timer.end(&StepTicks::recurrent);
   // First all gates, then all h: what waits is side by side.
   for (int m = 0; m < M; ++m)
     for (int b = 0; b < Blocks; ++b)
       gates_forward<T, Part>(s, m0 + m, u + b * W, a + (m * Blocks + b) * block);
-  for (int m = 0; Part == Cell::kStep && m < M; ++m)
-    for (int b = 0; b < Blocks; ++b) h_forward<T>(s, m0 + m, u + b * W, a + (m * Blocks + b) * block);
+  constexpr int rows = M % 3 == 0 ? 3 : M % 2 == 0 ? 2 : 1;
+  for (int m = 0; Part == Cell::kStep && m < M; m += rows)
+    for (int b = 0; b < Blocks; ++b)
+      h_forward<T, rows>(s, m0 + m, u + b * W, a + (m * Blocks + b) * block, Blocks * block);
   timer.end(&StepTicks::gates);
 }
 

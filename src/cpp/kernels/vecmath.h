@@ -45,30 +45,41 @@ struct MathConstants<double> {
   static constexpr int log_terms = 12;
 };
 
+// Functions of N vectors take them in step, each operation for all before the next one: every vector alone is
+// a chain of some twenty dependent operations, and a core looks ahead no more than a few chains.
+#define FUSEDLSTM_EACH _Pragma("GCC unroll 16") for (int j = 0; j < N; ++j)
+
 // x = n ln 2 + r:  e^x = 2^n (1 + m),  m = e^r - 1.  x must lie between the limits of exp, or be NaN.
-template <class T>
+template <class T, int N>
 struct ExpParts {
-  Vec<T> m;         // e^r - 1, relative error below 1 ulp
-  VecInt<T> scale;  // n << mantissa_bits, to be added to an exponent
+  Vec<T> m[N];         // e^r - 1, relative error below 1 ulp
+  VecInt<T> scale[N];  // n << mantissa_bits, to be added to an exponent
 };
-template <class T>
-FUSEDLSTM_INLINE ExpParts<T> exp_parts(Vec<T> x) {
+template <class T, int N>
+FUSEDLSTM_INLINE ExpParts<T, N> exp_parts(const Vec<T> (&x)[N]) {
   using C = MathConstants<T>;
-  const Vec<T> shifted = fma(x, broadcast<T>(C::log2_e), broadcast<T>(C::round));
-  const Vec<T> n = shifted - C::round;
-  Vec<T> r = fma(n, broadcast<T>(-C::ln2_high), x);
-  r = fma(n, broadcast<T>(-C::ln2_low), r);
   constexpr int degree = sizeof(C::expm1) / sizeof(T) - 1;
-  Vec<T> p = broadcast<T>(C::expm1[degree]);
-  for (int i = degree - 1; i >= 0; --i) p = fma(p, r, broadcast<T>(C::expm1[i]));
-  return {fma(p * r, r, r), bits<T>(shifted) << C::mantissa_bits};
+  Vec<T> shifted[N], n[N], r[N], p[N];
+  ExpParts<T, N> e;
+  FUSEDLSTM_EACH shifted[j] = fma(x[j], broadcast<T>(C::log2_e), broadcast<T>(C::round));
+  FUSEDLSTM_EACH n[j] = shifted[j] - C::round;
+  FUSEDLSTM_EACH r[j] = fma(n[j], broadcast<T>(-C::ln2_high), x[j]);
+  FUSEDLSTM_EACH r[j] = fma(n[j], broadcast<T>(-C::ln2_low), r[j]);
+  FUSEDLSTM_EACH p[j] = broadcast<T>(C::expm1[degree]);
+#pragma GCC unroll 16
+  for (int i = degree - 1; i >= 0; --i) {
+    FUSEDLSTM_EACH p[j] = fma(p[j], r[j], broadcast<T>(C::expm1[i]));
+  }
+  FUSEDLSTM_EACH e.m[j] = fma(p[j] * r[j], r[j], r[j]);
+  FUSEDLSTM_EACH e.scale[j] = bits<T>(shifted[j]) << C::mantissa_bits;
+  return e;
 }
 
 // e^x for exp_below <= x <= exp_above, or NaN.
 template <class T>
 FUSEDLSTM_INLINE Vec<T> exp_inside(Vec<T> x) {
-  const ExpParts<T> e = exp_parts<T>(x);
-  return add_bits<T>(e.m + T(1), e.scale);
+  const ExpParts<T, 1> e = exp_parts<T>({x});
+  return add_bits<T>(e.m[0] + T(1), e.scale[0]);
 }
 template <class T>
 FUSEDLSTM_INLINE Vec<T> to_exp_limits(Vec<T> x) {
@@ -83,23 +94,42 @@ FUSEDLSTM_INLINE Vec<T> exp(Vec<T> x) {
   return x > C::exp_above ? broadcast<T>(static_cast<T>(__builtin_inf())) : x < C::exp_below ? Vec<T>{} : y;
 }
 
-// 1 / (1 + e^-x). At the upper limit 1 / (1 + e^-x) is subnormal, so 0.
+// In place: sigmoid of the first Sigmoids vectors, tanh of the others.
+//
+// sigmoid x = 1 / (1 + e^-x): at the upper limit that is subnormal, so 0. With t = e^2|x| - 1,
+// tanh |x| = t / (t + 2), and t = 2^n m + (2^n - 1) keeps its relative accuracy near 0.
+template <class T, int Sigmoids, int N>
+FUSEDLSTM_INLINE void activations(Vec<T> (&x)[N]) {
+  using C = MathConstants<T>;
+  const Vec<T> one = broadcast<T>(1);
+  Vec<T> y[N];
+  VecInt<T> sign[N];
+  FUSEDLSTM_EACH {
+    sign[j] = bits<T>(x[j]) & bits<T>(broadcast<T>(T(-0.0)));
+    const Vec<T> magnitude = at_most(from_bits<T>(bits<T>(x[j]) ^ sign[j]), broadcast<T>(C::tanh_one));
+    y[j] = j < Sigmoids ? to_exp_limits<T>(-x[j]) : magnitude + magnitude;
+  }
+  const ExpParts<T, N> e = exp_parts<T>(y);
+  FUSEDLSTM_EACH {
+    if (j < Sigmoids) {
+      x[j] = one / (one + add_bits<T>(e.m[j] + one, e.scale[j]));
+    } else {
+      const Vec<T> two_n = add_bits<T>(one, e.scale[j]), t = fma(two_n, e.m[j], two_n - one);
+      x[j] = from_bits<T>(bits<T>(t / (t + T(2))) | sign[j]);
+    }
+  }
+}
 template <class T>
 FUSEDLSTM_INLINE Vec<T> sigmoid(Vec<T> x) {
-  const Vec<T> one = broadcast<T>(1);
-  return one / (one + exp_inside<T>(to_exp_limits<T>(-x)));
+  Vec<T> y[] = {x};
+  activations<T, 1>(y);
+  return y[0];
 }
-
-// With t = e^2|x| - 1:  tanh |x| = t / (t + 2).  t = 2^n m + (2^n - 1) keeps its relative accuracy near 0.
 template <class T>
 FUSEDLSTM_INLINE Vec<T> tanh(Vec<T> x) {
-  using C = MathConstants<T>;
-  const VecInt<T> sign = bits<T>(x) & bits<T>(broadcast<T>(T(-0.0)));
-  const Vec<T> a = at_most(from_bits<T>(bits<T>(x) ^ sign), broadcast<T>(C::tanh_one));
-  const ExpParts<T> e = exp_parts<T>(a + a);
-  const Vec<T> two_n = add_bits<T>(broadcast<T>(1), e.scale);
-  const Vec<T> t = fma(two_n, e.m, two_n - T(1));
-  return from_bits<T>(bits<T>(t / (t + T(2))) | sign);
+  Vec<T> y[] = {x};
+  activations<T, 0>(y);
+  return y[0];
 }
 
 // x = 2^k m, m in [sqrt(1/2), sqrt(2)):  log x = k ln 2 + 2 atanh(s),  s = (m - 1) / (m + 1)
