@@ -32,6 +32,14 @@ struct ChunkTape {
   ptrdiff_t c_row_before(ptrdiff_t s) const { return s == begin ? 0 : c_row_after(s - 1); }
 };
 
+// The derivatives of a layer's h, or null: rows (P, H_pad) in the order of steps, or the user's
+// (N, T, D H), of which each step takes its rows when it comes.
+template <class T>
+struct OutputGradient {
+  MatrixRows<T> rows;
+  const T* user = nullptr;
+};
+
 // One layer and direction.
 template <class T>
 class LayerBackward {
@@ -67,11 +75,12 @@ class LayerBackward {
     h16_ = Buffer<uint16_t>((rows_.batch() + tape.chunks.most_rows()) * h16_pitch());
   }
 
-  // dy: (P, H_pad) in this direction's order of steps, or null; dh and dc (N, H_pad) of the final states
-  // become those of the initial ones; dX (P, inputs) or null.
-  void run(const LstmGradients<T>& gradients, MatrixRows<T> dy, T* dh, T* dc, T* dX, const Poll& poll) {
+  // dh and dc (N, H_pad) of the final states become those of the initial ones; dX (P, inputs) or null.
+  void run(const LstmGradients<T>& gradients, const OutputGradient<T>& dy, T* dh, T* dc, T* dX,
+           const Poll& poll) {
     const ptrdiff_t distinct = static_cast<ptrdiff_t>(tape_.tokens.distinct.size());
     Buffer<T> d_embedded(input_.by_token() && gradients.d_embedding ? distinct * packed_.inputs : 0);
+    if (dy.user) step_dy_ = Buffer<T>::zeros(rows_.batch() * pitch_);
     std::vector<ReductionOrder> orders;
     for (ptrdiff_t chunk = 0; chunk < tape_.chunks.count(); ++chunk)
       orders.emplace_back(rows_, tape_.chunks.begin(chunk), tape_.chunks.end(chunk));
@@ -219,7 +228,19 @@ class LayerBackward {
     }
   }
 
-  void steps(Team& team, const ChunkTape<T>& here, MatrixRows<T> dy, T* dh, T* dc) {
+  // Of a step, to step_dy_: the rows and units that this thread is about to read.
+  void gather_dy(const T* user, ptrdiff_t s, const Slots& slots, const Share& units) {
+    const ptrdiff_t H = shape_.hidden_size, D = shape_.directions(), active = rows_.active(s);
+    const ptrdiff_t begin = std::min(units.begin, H), count = std::min(units.end, H) - begin;
+    const Scope scope(Phase::kCopy, layer_,
+                      [&] { return elements_work(slots.count(active) * count, 0, 2 * sizeof(T)); });
+    for (ptrdiff_t slot = slots.first; slot < active; slot += slots.stride) {
+      const T* const from = user + (rows_.user_row(s, slot, direction_) * D + direction_) * H + begin;
+      std::copy(from, from + count, step_dy_.data() + slot * pitch_ + begin);
+    }
+  }
+
+  void steps(Team& team, const ChunkTape<T>& here, const OutputGradient<T>& dy, T* dh, T* dc) {
     const bool by_sequences = split_by_sequences(rows_.batch(), team.threads());
     const Slots slots = by_sequences ? Slots{team.thread(), team.threads()} : Slots{0, 1};
     const Share units = by_sequences
@@ -230,6 +251,11 @@ class LayerBackward {
       const ptrdiff_t M = slots.count(rows_.active(s));
       T* const gates = here.gates + (here.row(s) + slots.first) * gates_pitch_;
       uint16_t* const dA16 = dA16_.data() + (here.row(s) + slots.first) * dA16_pitch();
+      if (dy.user) gather_dy(dy.user, s, slots, units);
+      const MatrixRows<T> step_dy =
+          dy.user        ? MatrixRows<T>{step_dy_.data() + slot, pitch_}
+          : dy.rows.data ? MatrixRows<T>{dy.rows.row(rows_.start(s) + slots.first), dy.rows.pitch}
+                         : MatrixRows<T>{};
       {
         const Scope scope(Phase::kGatesBackward, layer_,
                           [&] { return gates_backward_work<T>(M * units.size()); });
@@ -245,8 +271,8 @@ class LayerBackward {
                           .dh = dh + slot,
                           .dc = dc + slot,
                           .d_row = slots.stride * pitch_,
-                          .dy = dy.data ? dy.row(rows_.start(s) + slots.first) : nullptr,
-                          .dy_row = slots.stride * dy.pitch});
+                          .dy = step_dy.data,
+                          .dy_row = slots.stride * step_dy.pitch});
         if constexpr (std::is_same_v<T, float>)
           for (ptrdiff_t gate = 0; bf16() && gate < 4; ++gate) {
             const ptrdiff_t at = gate * H_pad_ + units.begin;
@@ -419,6 +445,7 @@ class LayerBackward {
   LayerInput<T> input_;
   Buffer<T> bias_sums_;  // (4, H_pad)
   Buffer<T> gates_, c_;  // of a chunk, where the tape has them in another form
+  Buffer<T> step_dy_;    // (N, H_pad)
   Buffer<T> d_table_;    // token input: (distinct, 4 H_pad), gates_pitch apart
   std::vector<Buffer<T>> scratch_;
   // bfloat16: the rows of dA of a chunk or of d_table_, and the h before them
@@ -438,8 +465,8 @@ Buffer<T> final_states(const Tape<T>& tape, const T* states, ptrdiff_t index) {
 
 template <class T>
 void layer_backward(const PackedWeights<T>& w, Tape<T>& tape, ptrdiff_t layer, ptrdiff_t direction,
-                    const T* dh_n, const T* dc_n, MatrixRows<T> dy, T* dX, const LstmGradients<T>& gradients,
-                    const Poll& poll) {
+                    const T* dh_n, const T* dc_n, const OutputGradient<T>& dy, T* dX,
+                    const LstmGradients<T>& gradients, const Poll& poll) {
   const ptrdiff_t N = tape.rows.batch(), P = tape.rows.total(), H = tape.shape.hidden_size;
   const ptrdiff_t index = layer * tape.shape.directions() + direction, pitch = tape.state_pitch();
   const int threads = layer_threads(N, P, H, tape.shape.layer_inputs(layer)) == 1 ? 1 : num_threads();
@@ -455,25 +482,6 @@ void layer_backward(const PackedWeights<T>& w, Tape<T>& tape, ptrdiff_t layer, p
 template <class T>
 Work copy_work(const Rows& rows, Share steps, ptrdiff_t columns) {
   return elements_work((rows.start(steps.end) - rows.start(steps.begin)) * columns, 0, 2 * sizeof(T));
-}
-
-// dy of the top layer, one direction: from the user's (N, T, D H) to that direction's order of steps.
-template <class T>
-void gather_dy(const Tape<T>& tape, const T* dy, ptrdiff_t direction, T* out) {
-  const Rows& rows = tape.rows;
-  const ptrdiff_t H = tape.shape.hidden_size, H_pad = tape.shape.hidden_padded(), D = tape.shape.directions();
-  run_job(threads_for(static_cast<double>(rows.total() * tape.shape.outputs())), nullptr, [&](Team& team) {
-    const Share steps = share_of(rows.steps(), team.thread(), team.threads());
-    const Scope scope(Phase::kCopy, tape.shape.num_layers - 1, [&] { return copy_work<T>(rows, steps, H); });
-    for (ptrdiff_t s = steps.begin; s < steps.end; ++s) {
-      for (ptrdiff_t slot = 0; slot < rows.active(s); ++slot) {
-        const T* from = dy + (rows.user_row(s, slot, direction) * D + direction) * H;
-        T* to = out + (rows.start(s) + slot) * tape.state_pitch();
-        std::copy(from, from + H, to);
-        std::fill(to + H, to + H_pad, T(0));
-      }
-    }
-  });
 }
 
 // dX of both directions of a layer (each in its own order of steps) summed, through the dropout mask, into dy
@@ -550,20 +558,19 @@ void lstm_backward(const PackedWeights<T>& w, Tape<T>& tape, const T* dy, const 
     const ptrdiff_t dX_size = need_dx ? P * row_pitch<T>(shape.layer_inputs(layer)) : 0;
     std::vector<Buffer<T>> dX;
     for (ptrdiff_t direction = 0; direction < D; ++direction) {
-      MatrixRows<T> dy_rows{nullptr, state_pitch};
-      Buffer<T> gathered;
-      if (same) {
-        dy_rows.data = dX_above[0].data();
-      } else if (!top || dy) {
-        gathered = Buffer<T>(P * state_pitch);
-        if (top)
-          gather_dy(tape, dy, direction, gathered.data());
-        else
-          pass_down(tape, k, dX_above, layer, direction, gathered.data());
-        dy_rows.data = gathered.data();
+      OutputGradient<T> output;
+      Buffer<T> passed_down;
+      if (top) {
+        output.user = dy;
+      } else if (same) {
+        output.rows = {dX_above[0].data(), state_pitch};
+      } else {
+        passed_down = Buffer<T>(P * state_pitch);
+        pass_down(tape, k, dX_above, layer, direction, passed_down.data());
+        output.rows = {passed_down.data(), state_pitch};
       }
       dX.emplace_back(dX_size);
-      layer_backward(w, tape, layer, direction, dh_n, dc_n, dy_rows, need_dx ? dX.back().data() : nullptr,
+      layer_backward(w, tape, layer, direction, dh_n, dc_n, output, need_dx ? dX.back().data() : nullptr,
                      gradients, poll);
     }
     dX_above = std::move(dX);
