@@ -40,6 +40,14 @@ struct OutputGradient {
   const T* user = nullptr;
 };
 
+// Where those of its input go, or null: to rows (P, inputs) in the order of steps, or after each chunk to the
+// user's (N, T, I), to which the second direction adds.
+template <class T>
+struct InputGradient {
+  T* rows = nullptr;
+  T* user = nullptr;
+};
+
 // One layer and direction.
 template <class T>
 class LayerBackward {
@@ -75,12 +83,13 @@ class LayerBackward {
     h16_ = Buffer<uint16_t>((rows_.batch() + tape.chunks.most_rows()) * h16_pitch());
   }
 
-  // dh and dc (N, H_pad) of the final states become those of the initial ones; dX (P, inputs) or null.
-  void run(const LstmGradients<T>& gradients, const OutputGradient<T>& dy, T* dh, T* dc, T* dX,
-           const Poll& poll) {
+  // dh and dc (N, H_pad) of the final states become those of the initial ones.
+  void run(const LstmGradients<T>& gradients, const OutputGradient<T>& dy, T* dh, T* dc,
+           const InputGradient<T>& dX, const Poll& poll) {
     const ptrdiff_t distinct = static_cast<ptrdiff_t>(tape_.tokens.distinct.size());
     Buffer<T> d_embedded(input_.by_token() && gradients.d_embedding ? distinct * packed_.inputs : 0);
     if (dy.user) step_dy_ = Buffer<T>::zeros(rows_.batch() * pitch_);
+    if (dX.user) chunk_dX_ = Buffer<T>(tape_.chunks.most_rows() * row_pitch<T>(packed_.inputs));
     std::vector<ReductionOrder> orders;
     for (ptrdiff_t chunk = 0; chunk < tape_.chunks.count(); ++chunk)
       orders.emplace_back(rows_, tape_.chunks.begin(chunk), tape_.chunks.end(chunk));
@@ -379,7 +388,8 @@ class LayerBackward {
     return {packed_.inputs, x.data, x.pitch, order, parameters + offset_.weight_ih, packed_.inputs};
   }
 
-  void products(Team& team, const ChunkTape<T>& here, const ReductionOrder& order, T* parameters, T* dX) {
+  void products(Team& team, const ChunkTape<T>& here, const ReductionOrder& order, T* parameters,
+                const InputGradient<T>& dX) {
     const ptrdiff_t H = shape_.hidden_size, R = order.rows(), first = rows_.start(here.begin);
     const WeightGradients<T> weights{k_, H, H_pad_, here.gates, gates_pitch_};
     const bool both = !bf16() && !input_.by_token();  // dW and dR at once
@@ -410,9 +420,13 @@ class LayerBackward {
       if (!both)
         input_weight_gradient_share(team, R, order.row.data(), here.gates, input_.rows(here.begin),
                                     parameters);
-      if (dX)
-        input_gradient_share(team, R, here.gates, dX + first * row_pitch<T>(packed_.inputs),
-                             row_pitch<T>(packed_.inputs));
+      const ptrdiff_t pitch = row_pitch<T>(packed_.inputs);
+      if (dX.rows) input_gradient_share(team, R, here.gates, dX.rows + first * pitch, pitch);
+      if (dX.user) {
+        input_gradient_share(team, R, here.gates, chunk_dX_.data(), pitch);
+        team.barrier();
+        scatter_dX_share(team, here, dX.user);
+      }
       return;
     }
     // Token input: the derivative of the table row each token took. Products over distinct tokens follow at
@@ -424,6 +438,24 @@ class LayerBackward {
     for (const int32_t row : order.row)
       k_.add(columns.size(), here.gates + row * gates_pitch_ + columns.begin,
              d_table_.data() + token[static_cast<size_t>(first + row)] * gates_pitch_ + columns.begin);
+  }
+
+  void scatter_dX_share(const Team& team, const ChunkTape<T>& here, T* user) const {
+    const ptrdiff_t I = packed_.inputs;
+    const Share slots = share_of(rows_.active(here.begin), team.thread(), team.threads());
+    const Scope scope(Phase::kCopy, layer_, [&] {
+      return elements_work(here.row(here.end) / team.threads() * I, 0, 2 * sizeof(T));
+    });
+    for (ptrdiff_t slot = slots.begin; slot < slots.end; ++slot) {
+      for (ptrdiff_t s = here.begin; s < std::min(here.end, rows_.length(slot)); ++s) {
+        const T* const from = chunk_dX_.data() + (here.row(s) + slot) * row_pitch<T>(I);
+        T* const to = user + rows_.user_row(s, slot, direction_) * I;
+        if (direction_ == 0)
+          std::copy(from, from + I, to);
+        else
+          k_.add(I, from, to);
+      }
+    }
   }
 
   Work weight_gradient_work(ptrdiff_t R, ptrdiff_t columns, int threads) const {
@@ -446,6 +478,7 @@ class LayerBackward {
   Buffer<T> bias_sums_;  // (4, H_pad)
   Buffer<T> gates_, c_;  // of a chunk, where the tape has them in another form
   Buffer<T> step_dy_;    // (N, H_pad)
+  Buffer<T> chunk_dX_;   // (rows of a chunk, inputs)
   Buffer<T> d_table_;    // token input: (distinct, 4 H_pad), gates_pitch apart
   std::vector<Buffer<T>> scratch_;
   // bfloat16: the rows of dA of a chunk or of d_table_, and the h before them
@@ -465,7 +498,7 @@ Buffer<T> final_states(const Tape<T>& tape, const T* states, ptrdiff_t index) {
 
 template <class T>
 void layer_backward(const PackedWeights<T>& w, Tape<T>& tape, ptrdiff_t layer, ptrdiff_t direction,
-                    const T* dh_n, const T* dc_n, const OutputGradient<T>& dy, T* dX,
+                    const T* dh_n, const T* dc_n, const OutputGradient<T>& dy, const InputGradient<T>& dX,
                     const LstmGradients<T>& gradients, const Poll& poll) {
   const ptrdiff_t N = tape.rows.batch(), P = tape.rows.total(), H = tape.shape.hidden_size;
   const ptrdiff_t index = layer * tape.shape.directions() + direction, pitch = tape.state_pitch();
@@ -519,27 +552,6 @@ void pass_down(const Tape<T>& tape, const Kernels<T>& k, const std::vector<Buffe
   });
 }
 
-// dX of layer 0 to the user's (N, T, I): both directions summed, 0 past a sequence's length.
-template <class T>
-void scatter_dx(const Tape<T>& tape, const Kernels<T>& k, const std::vector<Buffer<T>>& dX, T* dx) {
-  const Rows& rows = tape.rows;
-  const ptrdiff_t I = tape.shape.input_size, pitch = row_pitch<T>(I), D = tape.shape.directions();
-  run_job(threads_for(static_cast<double>(rows.total() * tape.shape.outputs())), nullptr, [&](Team& team) {
-    const Share slots = share_of(rows.batch(), team.thread(), team.threads());
-    const Scope scope(Phase::kCopy, 0,
-                      [&] { return elements_work(slots.size() * rows.time() * I, 0, 2 * sizeof(T)); });
-    for (ptrdiff_t slot = slots.begin; slot < slots.end; ++slot) {
-      T* to = dx + rows.sequence(slot) * rows.time() * I;
-      for (ptrdiff_t t = 0; t < rows.length(slot); ++t, to += I) {
-        const T* from = dX[0].data() + (rows.start(t) + slot) * pitch;
-        std::copy(from, from + I, to);
-        if (D == 2) k.add(I, dX[1].data() + (rows.start(rows.time_of(t, slot, 1)) + slot) * pitch, to);
-      }
-      std::fill(to, to + (rows.time() - rows.length(slot)) * I, T(0));
-    }
-  });
-}
-
 }  // namespace
 
 template <class T>
@@ -554,8 +566,6 @@ void lstm_backward(const PackedWeights<T>& w, Tape<T>& tape, const T* dy, const 
     const bool top = layer == shape.num_layers - 1;
     // One direction, no dropout: dX of the layer above is dy of this one as it stands.
     const bool same = !top && D == 1 && tape.dropout == 0 && H == shape.hidden_padded();
-    const bool need_dx = layer > 0 || (gradients.dx && !tape.token_input);
-    const ptrdiff_t dX_size = need_dx ? P * row_pitch<T>(shape.layer_inputs(layer)) : 0;
     std::vector<Buffer<T>> dX;
     for (ptrdiff_t direction = 0; direction < D; ++direction) {
       OutputGradient<T> output;
@@ -569,13 +579,21 @@ void lstm_backward(const PackedWeights<T>& w, Tape<T>& tape, const T* dy, const 
         pass_down(tape, k, dX_above, layer, direction, passed_down.data());
         output.rows = {passed_down.data(), state_pitch};
       }
-      dX.emplace_back(dX_size);
-      layer_backward(w, tape, layer, direction, dh_n, dc_n, output, need_dx ? dX.back().data() : nullptr,
-                     gradients, poll);
+      InputGradient<T> input;
+      if (layer > 0)
+        input.rows = dX.emplace_back(P * row_pitch<T>(shape.layer_inputs(layer))).data();
+      else if (!tape.token_input)
+        input.user = gradients.dx;
+      layer_backward(w, tape, layer, direction, dh_n, dc_n, output, input, gradients, poll);
     }
     dX_above = std::move(dX);
   }
-  if (gradients.dx && !tape.token_input) scatter_dx(tape, k, dX_above, gradients.dx);
+  if (!gradients.dx || tape.token_input) return;
+  const ptrdiff_t N = tape.rows.batch(), time = tape.rows.time(), I = shape.input_size;
+  for (ptrdiff_t slot = 0; slot < N; ++slot) {  // padding
+    T* const dx = gradients.dx + tape.rows.sequence(slot) * time * I;
+    std::fill(dx + tape.rows.length(slot) * I, dx + time * I, T(0));
+  }
 }
 
 template void lstm_backward(const PackedWeights<float>&, Tape<float>&, const float*, const float*,
