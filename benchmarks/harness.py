@@ -91,7 +91,13 @@ def _sample(work: Callable[[], object], calls: int) -> float:
 
 def _summary(samples: list[float]) -> Record:
     lower, median, upper = statistics.quantiles(samples, n=4, method="inclusive")
-    return {"median": median, "lower_quartile": lower, "upper_quartile": upper, "samples": len(samples)}
+    return {
+        "median": median,
+        "lower_quartile": lower,
+        "upper_quartile": upper,
+        "least": min(samples),
+        "samples": len(samples),
+    }
 
 
 def alternate(ours: Callable[[], object], peer: Callable[[], object], *, repetitions: int = 15) -> Record:
@@ -104,7 +110,8 @@ def alternate_all(
 ) -> dict[str, Record]:
     """Seconds per call, all measured in turn, by peer: ``ratio`` > 1 means that fusedlstm is faster.
 
-    ``ratio`` is the ratio of the medians; its quartiles are those of the ratios of neighbouring samples.
+    ``ratio`` is the ratio of the medians; its quartiles are those of the ratios of neighbouring samples, and
+    ``ratio_of_least`` is that of the shortest samples.
     """
     works = [ours, *peers.values()]
     for work in works:
@@ -131,6 +138,7 @@ def alternate_all(
             "ratio": theirs["median"] / mine["median"],
             "ratio_lower_quartile": spread["lower_quartile"],
             "ratio_upper_quartile": spread["upper_quartile"],
+            "ratio_of_least": theirs["least"] / mine["least"],
         }
     return records
 

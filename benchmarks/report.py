@@ -68,12 +68,14 @@ def table(records: list[Record]) -> str:
             f"{1e3 * record['peer_seconds']['median']:.4g}",
             f"{record['ratio']:.2f}",
             f"{record['ratio_lower_quartile']:.2f}–{record['ratio_upper_quartile']:.2f}",
+            f"{record['ratio_of_least']:.2f}" if "ratio_of_least" in record else "",
             percent(fraction_of(record)[0]),
         ]
         for record in records
         if "ratio" in record
     ]
-    heads = ["benchmark", "case", "threads", "peer", "ours ms", "peer ms", "ratio", "quartiles", "of ceiling"]
+    heads = ["benchmark", "case", "threads", "peer", "ours ms", "peer ms", "ratio", "quartiles", "of least"]
+    heads.append("of ceiling")
     return text + markdown(heads, rows)
 
 
