@@ -12,30 +12,47 @@ namespace {
 
 constexpr float kInt8Steps = 127;
 
-// To the nearest integer, ties to even; |x| < 2^22.
-FUSEDLSTM_INLINE int8_t to_int8(float x) {
-  const float steps = (x + 12582912.0f) - 12582912.0f;
-  return static_cast<int8_t>(steps > kInt8Steps ? kInt8Steps : steps < -kInt8Steps ? -kInt8Steps : steps);
-}
-
 // The scale max |x| / 127; NaN if a value is not finite, which makes every product with it NaN.
 FUSEDLSTM_INLINE float int8_scale(ptrdiff_t n, const float* x) {
-  constexpr uint32_t infinity = 0x7f800000;
-  uint32_t most = 0;  // magnitudes are in the order of their bits
-  for (ptrdiff_t j = 0; j < n; ++j) {
-    uint32_t bits;
-    __builtin_memcpy(&bits, x + j, 4);
-    bits &= 0x7fffffff;
-    most = bits > most ? bits : most;
-  }
+  constexpr int W = kLanes<float>;
+  constexpr int32_t infinity = 0x7f800000;
+  const auto largest = [](VecInt<float> most, Vec<float> values) {
+    const VecInt<float> magnitude = bits<float>(values) & 0x7fffffff;  // in the order of the values
+    return magnitude > most ? magnitude : most;
+  };
+  VecInt<float> lanes{};
+  ptrdiff_t j = 0;
+  for (; j + W <= n; j += W) lanes = largest(lanes, load(x + j));
+  if (j < n) lanes = largest(lanes, load_first(x + j, static_cast<int>(n - j)));
+  int32_t most = 0;
+  for (int i = 0; i < W; ++i) most = lanes[i] > most ? lanes[i] : most;
   float magnitude;
   __builtin_memcpy(&magnitude, &most, 4);
   return most < infinity ? magnitude / kInt8Steps : __builtin_nanf("");
 }
 FUSEDLSTM_INLINE float inverse_scale(float scale) { return scale > 0 ? 1 / scale : 0.0f; }
 
+// y = x * inverse to the nearest integer, ties to even; |x * inverse| < 2^22. NaN, and with no inverse all:
+// 0.
 FUSEDLSTM_INLINE void quantise(ptrdiff_t n, const float* x, float inverse, int8_t* y) {
-  for (ptrdiff_t j = 0; j < n; ++j) y[j] = x[j] == x[j] && inverse > 0 ? to_int8(x[j] * inverse) : int8_t(0);
+  constexpr int W = kLanes<float>;
+  typedef int8_t Bytes __attribute__((vector_size(W)));
+  constexpr float to_integer = 12582912;  // 1.5 * 2^23: at it, numbers are 1 apart
+  const auto rounded = [inverse](Vec<float> values) {
+    const Vec<float> steps = (values * inverse + to_integer) - to_integer;
+    const Vec<float> within = at_least(at_most(steps, broadcast(kInt8Steps)), broadcast(-kInt8Steps));
+    const Vec<float> numbers = steps == steps ? within : Vec<float>{};
+    return __builtin_convertvector(__builtin_convertvector(numbers, VecInt<float>), Bytes);
+  };
+  if (!(inverse > 0)) inverse = 0;
+  ptrdiff_t j = 0;
+  for (; j + W <= n; j += W) {
+    const Bytes bytes = rounded(load(x + j));
+    __builtin_memcpy(y + j, &bytes, W);
+  }
+  if (j == n) return;
+  const Bytes bytes = rounded(load_first(x + j, static_cast<int>(n - j)));
+  for (ptrdiff_t i = 0; i < n - j; ++i) y[j + i] = bytes[i];
 }
 
 void quantise_rows(ptrdiff_t rows, ptrdiff_t n, ptrdiff_t padded, const float* x, ptrdiff_t x_row, int8_t* y,
@@ -76,7 +93,7 @@ void pack_int8(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t n_stride
 constexpr int kInt8Rows = 4, kInt8Panels = 4, kInt8FewRowsPanels = 8;
 template <int M, int P>
 FUSEDLSTM_INLINE void int8_sums(const GemmInt8& g, int32_t (&sums)[M][P][kLowPanel]) {
-  __m512i acc[M][P] = {};
+  VecInt<float> acc[M][P] = {};  // as __m512i, GCC 12 copies them from register to register in every step
   const int8_t *a = g.a, *b = g.b;
   const __m512i offset = _mm512_set1_epi8(static_cast<char>(0x80));  // a + 128 is unsigned
   for (ptrdiff_t k = 0; k < g.K; k += 4, a += 4, b += 4 * kLowPanel) {
@@ -89,14 +106,16 @@ FUSEDLSTM_INLINE void int8_sums(const GemmInt8& g, int32_t (&sums)[M][P][kLowPan
       __builtin_memcpy(&quad, a + m * g.a_row, 4);
       const __m512i a_k = _mm512_xor_si512(_mm512_set1_epi32(quad), offset);
 #pragma GCC unroll 16
-      for (int p = 0; p < P; ++p) acc[m][p] = _mm512_dpbusd_epi32(acc[m][p], a_k, b_k[p]);
+      for (int p = 0; p < P; ++p)
+        acc[m][p] = (VecInt<float>)_mm512_dpbusd_epi32((__m512i)acc[m][p], a_k, b_k[p]);
     }
   }
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
     const __m512i column_sums = _mm512_loadu_si512(g.b + p * g.b_panel + low_padded(g.K) * kLowPanel);
 #pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) _mm512_storeu_si512(sums[m][p], _mm512_sub_epi32(acc[m][p], column_sums));
+    for (int m = 0; m < M; ++m)
+      _mm512_storeu_si512(sums[m][p], _mm512_sub_epi32((__m512i)acc[m][p], column_sums));
   }
 }
 #elif defined(FUSEDLSTM_LEVEL_AVX512) || defined(FUSEDLSTM_LEVEL_AVX2)
@@ -171,17 +190,21 @@ FUSEDLSTM_INLINE void int8_sums(const GemmInt8& g, int32_t (&sums)[M][P][kLowPan
 
 template <int M, int P>
 void int8_tile(const GemmInt8& g) {
+  constexpr ptrdiff_t W = kLanes<float>;
   int32_t sums[M][P][kLowPanel];
   int8_sums<M, P>(g, sums);
   for (int m = 0; m < M; ++m) {
     for (int p = 0; p < P; ++p) {
       const float *init = g.init + m * g.init_row + p * g.c_panel, *scale = g.column_scale + p * g.c_panel;
       float* const c = g.c + m * g.c_row + p * g.c_panel;
-      float values[kLowPanel];
-      for (int j = 0; j < kLowPanel; ++j) values[j] = static_cast<float>(sums[m][p][j]);
-      if (g.row_scale)
-        for (int j = 0; j < kLowPanel; ++j) values[j] *= g.row_scale[m];
-      for (int j = 0; j < kLowPanel; ++j) c[j] = init[j] + scale[j] * values[j];
+#pragma GCC unroll 4
+      for (ptrdiff_t j = 0; j < kLowPanel; j += W) {
+        VecInt<float> sum;
+        __builtin_memcpy(&sum, sums[m][p] + j, sizeof sum);
+        Vec<float> value = __builtin_convertvector(sum, Vec<float>);
+        if (g.row_scale) value *= broadcast(g.row_scale[m]);
+        store<float>(c + j, load(init + j) + load(scale + j) * value);
+      }
     }
   }
 }
@@ -196,8 +219,10 @@ FUSEDLSTM_INLINE void next_rows(GemmInt8& g, ptrdiff_t m) {
 
 template <int P>
 void int8_panels(GemmInt8 g) {
-  if constexpr (P <= kInt8Panels)
+  if constexpr (P <= kInt8Panels) {
     for (; g.M >= kInt8Rows; next_rows(g, kInt8Rows)) int8_tile<kInt8Rows, P>(g);
+    for (; g.M >= kInt8Rows / 2; next_rows(g, kInt8Rows / 2)) int8_tile<kInt8Rows / 2, P>(g);
+  }
   for (; g.M > 0; next_rows(g, 1)) int8_tile<1, P>(g);
 }
 
@@ -210,7 +235,7 @@ void gemm_int8(const GemmInt8& whole) {
     g.init += panels * g.c_panel;
     g.c += panels * g.c_panel;
   };
-  if (g.M < kInt8Rows)
+  if (g.M < kInt8Rows / 2)
     for (; g.N >= kInt8FewRowsPanels * kLowPanel; next(kInt8FewRowsPanels))
       int8_panels<kInt8FewRowsPanels>(g);
   for (; g.N >= kInt8Panels * kLowPanel; next(kInt8Panels)) int8_panels<kInt8Panels>(g);
