@@ -333,7 +333,8 @@ void gemm_transposed_bf16(const GemmTransposedBf16& g) {
   for (ptrdiff_t r = 0; r < g.R; r += kReductionBlock) {
     const ptrdiff_t K = least(kReductionBlock, g.R - r);
     const auto rows = [&](const int32_t* order) { return order ? order + r : nullptr; };
-    pack_rows_bf16(K, g.N, g.b + (g.b_rows ? 0 : r * g.b_row), g.b_row, rows(g.b_rows), packed_b);
+    if (!g.packed)
+      pack_rows_bf16(K, g.N, g.b + (g.b_rows ? 0 : r * g.b_row), g.b_row, rows(g.b_rows), packed_b);
     for (ptrdiff_t m = 0; m < g.M; m += kReductionColumnsBf16) {
       const ptrdiff_t M = least(kReductionColumnsBf16, g.M - m);
       transpose_bf16(K, M, g.a + (g.a_rows ? 0 : r * g.a_row) + m, g.a_row, rows(g.a_rows), packed_a);

@@ -139,7 +139,7 @@ void gemm_panels_outer(const Gemm<T>& g) {
 // A block of A and a group of B, both block_k long, stay in L2 together.
 template <class T>
 void gemm(const Gemm<T>& whole) {
-  constexpr ptrdiff_t block_k = 3072 / static_cast<ptrdiff_t>(sizeof(T)), block_m = 16 * kTileRows;
+  constexpr ptrdiff_t block_k = 3072 / static_cast<ptrdiff_t>(sizeof(T)), block_m = 64 * kTileRows;
   Gemm<T> g = whole;
   if (g.b_panel == 0) g.b_panel = g.K * kPanel<T>;
   if (g.M <= kTileRows) return g.M > 0 ? rows<T, LayoutA::kRows>(g, 0, g.M, g.b) : void();
@@ -252,11 +252,11 @@ void gemm_transposed(const GemmTransposed<T>& g) {
     const ptrdiff_t K = smaller(row_block, g.R - r0);
     T* packed = g.scratch;
     for (const RightSide<T>& side : sides) {
-      for (ptrdiff_t n0 = 0; n0 < side.N; n0 += kPanel<T>) {
+      for (ptrdiff_t n0 = 0; n0 < side.N; n0 += kPanel<T>, packed += K * kPanel<T>) {
         const ptrdiff_t columns = smaller<ptrdiff_t>(kPanel<T>, side.N - n0);
-        for (ptrdiff_t k = 0; k < K; ++k, packed += kPanel<T>)
+        for (ptrdiff_t k = 0; k < K && !g.packed; ++k)
           copy_panel_row(side.b + (side.b_rows ? side.b_rows[r0 + k] : r0 + k) * side.b_row + n0, columns,
-                         packed);
+                         packed + k * kPanel<T>);
       }
     }
     T* const packed_a = packed;

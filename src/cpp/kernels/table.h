@@ -49,6 +49,7 @@ struct GemmTransposed {
   ptrdiff_t c_row;
   T* scratch;              // transposed_scratch(N, panel, also.N) elements
   RightSide<T> also = {};  // another product of the same A; N = 0: none
+  bool packed = false;     // one block of rows, and scratch still has their B from the call before
 };
 inline ptrdiff_t transposed_scratch(ptrdiff_t N, ptrdiff_t panel, ptrdiff_t also = 0) {
   const ptrdiff_t panels = (N + panel - 1) / panel + (also + panel - 1) / panel;
@@ -90,7 +91,8 @@ struct GemmTransposedBf16 {
   const int32_t* b_rows;
   float* c;
   ptrdiff_t c_row;
-  uint16_t* scratch;  // transposed_scratch_bf16(N) elements
+  uint16_t* scratch;    // transposed_scratch_bf16(N) elements
+  bool packed = false;  // as in GemmTransposed
 };
 constexpr ptrdiff_t kReductionColumnsBf16 = 64;
 inline ptrdiff_t transposed_scratch_bf16(ptrdiff_t N) {

@@ -15,20 +15,23 @@ inline ptrdiff_t packed_size(ptrdiff_t K, ptrdiff_t N, ptrdiff_t panel) {
 
 // Products are made in pieces, with a look at Ctrl-C after each: some milliseconds of work, or some tenths of
 // a second where fused multiply-adds are emulated. Every chain of a sum stops and goes on between pieces.
-constexpr ptrdiff_t kPieceRows = 16 * kTileRows, kPieceColumns = 2048, kPieceDepth = 768;
+constexpr ptrdiff_t kPieceRows = 32 * kTileRows, kPieceColumns = 1024, kPieceDepth = 768;
+constexpr ptrdiff_t kLargeMatrix = 16 << 20;  // bytes: read from memory for each piece, so for more rows
 constexpr ptrdiff_t kPieceRowsBf16 = 256;
 constexpr ptrdiff_t kPieceTransposed = 11 * kReductionColumns;  // columns of A
 
 template <class T>
 void gemm_in_pieces(const Kernels<T>& kernels, const Gemm<T>& g, Team& team) {
   const ptrdiff_t b_panel = g.b_panel ? g.b_panel : g.K * kernels.panel;
-  for (ptrdiff_t m = 0; m < g.M; m += kPieceRows) {
+  const ptrdiff_t times = g.K * g.N * static_cast<ptrdiff_t>(sizeof(T)) > kLargeMatrix ? 2 : 1,
+                  rows = times * kPieceRows, columns = kPieceColumns / times;
+  for (ptrdiff_t m = 0; m < g.M; m += rows) {
     for (ptrdiff_t k = 0; k < std::max<ptrdiff_t>(g.K, 1); k += kPieceDepth) {
-      for (ptrdiff_t n = 0; n < g.N; n += kPieceColumns) {
+      for (ptrdiff_t n = 0; n < g.N; n += columns) {
         T* const c = g.c + m * g.c_row + n;
         const T* const init = g.init ? g.init + m * g.init_row + n : nullptr;
-        kernels.gemm({.M = std::min(kPieceRows, g.M - m),
-                      .N = std::min(kPieceColumns, g.N - n),
+        kernels.gemm({.M = std::min(rows, g.M - m),
+                      .N = std::min(columns, g.N - n),
                       .K = std::min(kPieceDepth, g.K - k),
                       .a = g.a + m * g.a_row + k,
                       .a_row = g.a_row,
@@ -153,6 +156,7 @@ void gemm_transposed_share(const Kernels<T>& k, GemmTransposed<T> g, Team& team)
       GemmTransposed<T> piece = g;
       piece.M = std::min(kPieceTransposed, g.M - m0);
       piece.R = std::min(rows, g.R - r0);
+      piece.packed = m0 > 0;
       piece.a += m0;
       piece.c += m0 * g.c_row;
       piece.also.c += m0 * g.also.c_row;
@@ -185,6 +189,7 @@ inline void gemm_transposed_share(const Bf16Kernels& k, GemmTransposedBf16 g, Te
       GemmTransposedBf16 piece = g;
       piece.M = std::min(kPieceTransposed, m.size() - m0);
       piece.R = std::min(kReductionBlock, g.R - r0);
+      piece.packed = m0 > 0;
       piece.a += m0;
       piece.c += m0 * g.c_row;
       if (g.a_rows)
