@@ -81,17 +81,18 @@ __attribute__((target("avx512f,avx512bf16"))) double avx512_bf16(long iterations
 }
 
 __attribute__((target("avx512f,avx512vnni"))) double avx512_vnni(long iterations) {
-  __m512i sum[kChains];
+  typedef int Sums __attribute__((vector_size(64)));  // __m512i is copied around each instruction by GCC 12
+  Sums sum[kChains];
 #pragma GCC unroll 16
-  for (int i = 0; i < kChains; ++i) sum[i] = _mm512_set1_epi32(i);
+  for (int i = 0; i < kChains; ++i) sum[i] = (Sums)_mm512_set1_epi32(i);
   const __m512i ones = _mm512_set1_epi32(0x01010101);
   for (long n = 0; n < iterations; ++n) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kChains; ++i) sum[i] = _mm512_dpbusd_epi32(sum[i], ones, ones);
+    for (int i = 0; i < kChains; ++i) sum[i] = (Sums)_mm512_dpbusd_epi32((__m512i)sum[i], ones, ones);
     asm volatile("");
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < kChains; ++i) sink = sink + _mm512_cvtsi512_si32(sum[i]);
+  for (int i = 0; i < kChains; ++i) sink = sink + sum[i][0];
   return 2.0 * static_cast<double>(iterations) * kChains * 64;
 }
 
