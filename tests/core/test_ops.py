@@ -334,9 +334,11 @@ def test_philox():
         assert list(words) == reference.philox4x32((block, step, row, stream), (seed & most, seed >> 32))
 
 
-def test_dropout_mask_is_the_one_documented(isa, dtype):
+@pytest.mark.parametrize("columns", [1, 11, 16, 32, 75, 200])
+def test_dropout_mask_is_the_one_documented(isa, dtype, columns):
     """Column j of row r is dropped where word j mod 4 of block j / 4 is below rate * 2^32; step 0."""
-    rate, seed, stream = 0.375, (3 << 32) + 5, 7
-    got = _core.dropout(np.ones((5, 11), dtype), rate, seed, stream)
-    words = [[_core.philox(seed, stream, r, 0, j // 4)[j % 4] for j in range(11)] for r in range(5)]
-    np.testing.assert_array_equal(got == 0, np.array(words) < rate * 2**32)
+    rate, seed, stream = 0.375, (0xFFFFFFF3 << 32) + 5, 7
+    x = np.random.default_rng(columns).normal(size=(5, columns)).astype(dtype)
+    words = [[_core.philox(seed, stream, r, 0, j // 4)[j % 4] for j in range(columns)] for r in range(5)]
+    expected = np.where(np.array(words) < rate * 2**32, 0, x * x.dtype.type(1 / (1 - rate)))
+    np.testing.assert_array_equal(_core.dropout(x, rate, seed, stream), expected)

@@ -1,7 +1,6 @@
 // Passes over vectors: sums, softmax, dropout, optimisers, and the elementary functions on arrays.
 #pragma once
 
-#include "kernels/philox.h"
 #include "kernels/table.h"
 #include "kernels/vecmath.h"
 
@@ -87,14 +86,56 @@ void add_rows(ptrdiff_t rows, ptrdiff_t n, const T* x, ptrdiff_t x_row, const in
   });
 }
 
+// philox() of as many blocks as a vector has lanes of 64 bits, words in order. Upper halves of lanes are left
+// as they come.
+using Words = typename VecTypes<double>::unsigned_ints;
+FUSEDLSTM_INLINE Words multiply_lower_halves(Words a, uint64_t b) {
+#if defined(FUSEDLSTM_LEVEL_AVX512)
+  return (Words)_mm512_maskz_mul_epu32(0xff, (__m512i)a, _mm512_set1_epi64(static_cast<int64_t>(b)));
+#elif defined(FUSEDLSTM_LEVEL_AVX2)
+  return (Words)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(static_cast<int64_t>(b)));
+#else
+  return (a & 0xffffffff) * b;
+#endif
+}
+constexpr int kPhiloxBlocks = kLanes<double>;
+FUSEDLSTM_INLINE void philox_blocks(DropoutKey key, uint32_t row, uint32_t step, uint32_t block,
+                                    uint32_t (&words)[4 * kPhiloxBlocks]) {
+  Words c0{}, c1 = Words{} + step, c2 = Words{} + row, c3 = Words{} + key.stream;
+  for (int i = 0; i < kPhiloxBlocks; ++i) c0[i] = block + static_cast<uint32_t>(i);
+  uint32_t k0 = static_cast<uint32_t>(key.seed), k1 = static_cast<uint32_t>(key.seed >> 32);
+  for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9, k1 += 0xBB67AE85) {
+    const Words p0 = multiply_lower_halves(c0, 0xD2511F53), p1 = multiply_lower_halves(c2, 0xCD9E8D57);
+    c0 = (p1 >> 32) ^ c1 ^ k0;
+    c1 = p1;
+    c2 = (p0 >> 32) ^ c3 ^ k1;
+    c3 = p0;
+  }
+  const Vec<double> first = reinterpret_cast<Vec<double>>((c0 & 0xffffffff) | c1 << 32),
+                    second = reinterpret_cast<Vec<double>>((c2 & 0xffffffff) | c3 << 32);
+  constexpr std::make_integer_sequence<int, kPhiloxBlocks> lanes{};
+  const Vec<double> in_order[2] = {interleave<double, 0>(first, second, lanes),
+                                   interleave<double, kPhiloxBlocks / 2>(first, second, lanes)};
+  static_assert(sizeof in_order == sizeof words);
+  __builtin_memcpy(words, in_order, sizeof words);
+}
+
 template <class T>
 void dropout_row(ptrdiff_t n, DropoutKey key, uint32_t row, uint32_t step, T rate, const T* x, T* y) {
+  constexpr ptrdiff_t together = 4 * kPhiloxBlocks;
+  typedef uint32_t Random __attribute__((vector_size(4 * kLanes<T>)));
   const uint32_t dropped_below = static_cast<uint32_t>(static_cast<double>(rate) * 4294967296.0);
   const T scale = T(1) / (T(1) - rate);
-  for (ptrdiff_t j = 0; j < n; j += 4) {
-    const Philox4 random = philox(key.seed, key.stream, row, step, static_cast<uint32_t>(j / 4));
-    for (ptrdiff_t i = 0; i < 4 && j + i < n; ++i)
-      y[j + i] = random.word[i] < dropped_below ? T(0) : x[j + i] * scale;
+  for (ptrdiff_t j = 0; j < n; j += together) {
+    uint32_t words[together];
+    philox_blocks(key, row, step, static_cast<uint32_t>(j / 4), words);
+    for_vectors<T>(n - j < together ? n - j : together, [&](ptrdiff_t i, int lanes) {
+      Random random;
+      __builtin_memcpy(&random, words + i, sizeof random);
+      const auto dropped =
+          __builtin_convertvector(random, typename VecTypes<T>::unsigned_ints) < dropped_below;
+      store_part<T>(y + j + i, dropped ? Vec<T>{} : load_part(x + j + i, lanes) * scale, lanes);
+    });
   }
 }
 
