@@ -136,7 +136,8 @@ void gemm_panels_outer(const Gemm<T>& g) {
   }
 }
 
-// A block of A and a group of B, both block_k long, stay in L2 together.
+// A block of A and a group of B, both block_k long, stay in L2 together; of more rows than gemm_in_pieces
+// gives for most matrices, A comes from the next level.
 template <class T>
 void gemm(const Gemm<T>& whole) {
   constexpr ptrdiff_t block_k = 3072 / static_cast<ptrdiff_t>(sizeof(T)), block_m = 64 * kTileRows;
