@@ -181,22 +181,21 @@ FUSEDLSTM_INLINE GemmBf16 from_panel(GemmBf16 g, ptrdiff_t p) {
   return g;
 }
 
-template <class Pair, int M, int P>
-FUSEDLSTM_INLINE void bf16_tiles_of(VectorGemm<Pair>& g) {
-  for (; g.M >= M; g.elements += M * g.elements_row) {
-    bf16_tile<Pair, M, P>(g);
-    static_cast<GemmBf16&>(g) = from_row(g, M);
-  }
+template <class Pair, int P, int M>
+FUSEDLSTM_INLINE void bf16_rows(const VectorGemm<Pair>& g, ptrdiff_t height) {
+  if (height == M) return bf16_tile<Pair, M, P>(g);
+  if constexpr (M > 1) bf16_rows<Pair, P, M - 1>(g, height);
 }
-template <class Pair, int P>
+
+// All rows, in tiles of up to Most that are as equal as can be.
+template <class Pair, int P, int Most>
 void bf16_row_tiles(VectorGemm<Pair> g) {
-  bf16_tiles_of<Pair, Pair::kRows, P>(g);
-  if constexpr (Pair::kRows > 2) bf16_tiles_of<Pair, 2, P>(g);
-  bf16_tiles_of<Pair, 1, P>(g);
-}
-template <class Pair, int P>
-void bf16_single_rows(VectorGemm<Pair> g) {
-  bf16_tiles_of<Pair, 1, P>(g);
+  while (g.M > 0) {
+    const ptrdiff_t height = tile_rows(g.M, Most);
+    bf16_rows<Pair, P, Most>(g, height);
+    g.elements += height * g.elements_row;
+    static_cast<GemmBf16&>(g) = from_row(g, height);
+  }
 }
 
 // Whole panels by vectors: a group of panels of B stays in the cache while the rows pass by.
@@ -228,11 +227,11 @@ struct ByVectors {
   }
   static void run(VectorGemm<Pair> g) {
     const auto next = [&](ptrdiff_t panels) { static_cast<GemmBf16&>(g) = from_panel(g, panels); };
-    if (g.M < 2)  // more panels at a time, to hide the latency of the sums
-      for (; g.N >= 2 * Pair::kPanels * kLowPanel; next(2 * Pair::kPanels))
-        bf16_single_rows<Pair, 2 * Pair::kPanels>(g);
-    for (; g.N >= Pair::kPanels * kLowPanel; next(Pair::kPanels)) bf16_row_tiles<Pair, Pair::kPanels>(g);
-    for (; g.N > 0; next(1)) bf16_row_tiles<Pair, 1>(g);
+    constexpr int P = Pair::kPanels;
+    if (g.M <= 2)  // more panels at a time, to hide the latency of the sums
+      for (; g.N >= 2 * P * kLowPanel; next(2 * P)) bf16_row_tiles<Pair, 2 * P, 2>(g);
+    for (; g.N >= P * kLowPanel; next(P)) bf16_row_tiles<Pair, P, Pair::kRows>(g);
+    for (; g.N > 0; next(1)) bf16_row_tiles<Pair, 1, Pair::kRows>(g);
   }
 };
 

@@ -64,8 +64,9 @@ FUSEDLSTM_INLINE void h_forward(const CellForward<T>& s, ptrdiff_t m, ptrdiff_t 
   FUSEDLSTM_EACH store<T>(s.h + (m + j) * s.h_row + u, load(a + j * a_row + 3 * kLanes<T>) * t[j]);
 }
 
+// `quarter` of the next units' weights is fetched meanwhile.
 template <class T, Cell Part, int M, int Blocks>
-void cell_tile(const CellForward<T>& s, ptrdiff_t m0, ptrdiff_t u) {
+void cell_tile(const CellForward<T>& s, ptrdiff_t m0, ptrdiff_t u, ptrdiff_t quarter) {
   constexpr int W = kLanes<T>, block = 4 * W;
   constexpr int P = 2 * Blocks < kTilePanels ? 2 * Blocks : (M == 1 ? 2 * Blocks : kTilePanels);
   PartTimer timer(s.ticks);
@@ -87,7 +88,7 @@ void cell_tile(const CellForward<T>& s, ptrdiff_t m0, ptrdiff_t u) {
     tile<T, M, 2 * P, LayoutA::kRows>(s.H, s.h_prev + m0 * s.h_row, s.h_row,
                                       s.recurrent + u * 4 * s.H + panel * s.H * kPanel<T>, s.H * kPanel<T>,
                                       part, Blocks * block, part, Blocks * block,
-                                      s.recurrent + (next_unit * 4 + m0 / kTileRows % 4 * W) * s.H);
+                                      s.recurrent + (next_unit * 4 + quarter * W) * s.H);
   }
   timer.end(&StepTicks::recurrent);
   // First all gates, then all h: what waits is side by side.
@@ -120,31 +121,23 @@ FUSEDLSTM_INLINE void for_unit_blocks(const CellForward<T>& s, Tile tile) {
   for (; Most > 1 && done < units; done += W) tile(at(done, 1), Blocks<1>{});
 }
 
+template <class T, Cell Part, int M = kTileRows>
+FUSEDLSTM_INLINE void rows_tile(const CellForward<T>& s, ptrdiff_t m, ptrdiff_t height, ptrdiff_t u,
+                                ptrdiff_t quarter) {
+  if (height == M) return cell_tile<T, Part, M, 1>(s, m, u, quarter);
+  if constexpr (M > 1) rows_tile<T, Part, M - 1>(s, m, height, u, quarter);
+}
+
 template <class T, Cell Part>
 void cell_rows(const CellForward<T>& s) {
   if (s.M == 1) {  // one row: two blocks at a time, enough chains to hide the latency of fma
-    for_unit_blocks<T, 2>(s, [&](ptrdiff_t u, auto blocks) { cell_tile<T, Part, 1, blocks.count>(s, 0, u); });
+    for_unit_blocks<T, 2>(s, [&](ptrdiff_t u, auto blocks) { cell_tile<T, Part, 1, blocks.count>(s, 0, u, 0); });
     return;
   }
   for_unit_blocks<T, 1>(s, [&](ptrdiff_t u, auto) {
-    ptrdiff_t m = 0;
-    for (; m + kTileRows <= s.M; m += kTileRows) cell_tile<T, Part, kTileRows, 1>(s, m, u);
-    switch (s.M - m) {
-      case 1:
-        cell_tile<T, Part, 1, 1>(s, m, u);
-        break;
-      case 2:
-        cell_tile<T, Part, 2, 1>(s, m, u);
-        break;
-      case 3:
-        cell_tile<T, Part, 3, 1>(s, m, u);
-        break;
-      case 4:
-        cell_tile<T, Part, 4, 1>(s, m, u);
-        break;
-      case 5:
-        cell_tile<T, Part, 5, 1>(s, m, u);
-        break;
+    for (ptrdiff_t m = 0, height, quarter = 0; m < s.M; m += height, quarter = (quarter + 1) % 4) {
+      height = tile_rows(s.M - m, kTileRows);
+      rows_tile<T, Part>(s, m, height, u, quarter);
     }
   });
 }

@@ -37,7 +37,7 @@ FUSEDLSTM_INLINE void tile(ptrdiff_t K, const T* a, ptrdiff_t a_row, const T* b,
 #pragma GCC unroll 4
   for (ptrdiff_t k = 0; k < K; ++k) {
     Vec<T> b_k[V];
-    if (M == kTileRows) __builtin_prefetch(ahead + k * W, 0, 2);
+    if (M > kTileRows / 2) __builtin_prefetch(ahead + k * W, 0, 2);
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) b_k[v] = load(b + v / 2 * b_panel + v % 2 * W);
 #pragma GCC unroll 16
@@ -96,22 +96,10 @@ void row_tile(const Gemm<T>& g, ptrdiff_t m0, const T* ahead) {
   if (n < g.N) columns_tile<T, M, 1, A>(g, m0, n, ahead);
 }
 
-template <class T, LayoutA A>
-void rows(const Gemm<T>& g, ptrdiff_t m0, ptrdiff_t m, const T* ahead) {
-  switch (m) {
-    case 1:
-      return row_tile<T, 1, A>(g, m0, ahead);
-    case 2:
-      return row_tile<T, 2, A>(g, m0, ahead);
-    case 3:
-      return row_tile<T, 3, A>(g, m0, ahead);
-    case 4:
-      return row_tile<T, 4, A>(g, m0, ahead);
-    case 5:
-      return row_tile<T, 5, A>(g, m0, ahead);
-    default:
-      return row_tile<T, kTileRows, A>(g, m0, ahead);
-  }
+template <class T, LayoutA A, int M = kTileRows>
+FUSEDLSTM_INLINE void rows(const Gemm<T>& g, ptrdiff_t m0, ptrdiff_t height, const T* ahead) {
+  if (height == M) return row_tile<T, M, A>(g, m0, ahead);
+  if constexpr (M > 1) rows<T, A, M - 1>(g, m0, height, ahead);
 }
 
 template <class V>
@@ -130,9 +118,10 @@ void gemm_panels_outer(const Gemm<T>& g) {
     part.c += n;
     if (g.init) part.init += n;
     const T* const next = n + group < g.N ? part.b + kTilePanels * g.b_panel : g.b;
-    for (ptrdiff_t m = 0, quarter = 0; m < g.M; m += kTileRows, quarter = (quarter + 1) % 4)
-      rows<T, A>(part, m, smaller<ptrdiff_t>(kTileRows, g.M - m),
-                 next + quarter / 2 * g.b_panel + quarter % 2 * (g.K * kLanes<T>));
+    for (ptrdiff_t m = 0, height, quarter = 0; m < g.M; m += height, quarter = (quarter + 1) % 4) {
+      height = A == LayoutA::kRows ? tile_rows(g.M - m, kTileRows) : smaller<ptrdiff_t>(kTileRows, g.M - m);
+      rows<T, A>(part, m, height, next + quarter / 2 * g.b_panel + quarter % 2 * (g.K * kLanes<T>));
+    }
   }
 }
 

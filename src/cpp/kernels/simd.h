@@ -229,5 +229,12 @@ FUSEDLSTM_INLINE Vec<double> square_root(Vec<double> a) {
 }
 #endif
 
+// Height of the next tile where `rows` are left: all as equal as can be, 20 rows as 5 5 5 5 and not as
+// 6 6 6 2, since a low tile has too few chains to hide the latency of fma.
+FUSEDLSTM_INLINE ptrdiff_t tile_rows(ptrdiff_t rows, ptrdiff_t most) {
+  const ptrdiff_t tiles = (rows + most - 1) / most;
+  return (rows + tiles - 1) / tiles;
+}
+
 }  // namespace
 }  // namespace fusedlstm
