@@ -91,7 +91,7 @@ FUSEDLSTM_INLINE T least(T a, T b) {
   return a < b ? a : b;
 }
 
-constexpr ptrdiff_t kDepth = 16 * kLowBlock;  // most k at a time
+constexpr ptrdiff_t kDepth = 24 * kLowBlock;  // most k at a time
 
 // The products of one pair of k for M rows and P panels, by fused multiply-add in float32. Rows of A are
 // widened beforehand: each element is needed for every panel.
@@ -206,7 +206,7 @@ struct ByVectors {
       run(VectorGemm<Pair>{g, g.a, g.a_row});
       return;
     } else {
-      constexpr ptrdiff_t rows = 48;
+      constexpr ptrdiff_t rows = 32;
       float widened[rows * kDepth];
       for (GemmBf16 part = g; part.M > 0; part = from_row(part, rows)) {
         GemmBf16 block = part;

@@ -66,6 +66,9 @@ void columns_tile(const Gemm<T>& g, ptrdiff_t m0, ptrdiff_t n, const T* ahead) {
   ptrdiff_t init_row = g.init_row, c_row = g.c_row;
   const ptrdiff_t columns = g.N - n;
   T edge[M * width];
+  if (A == LayoutA::kInterleaved)  // the sums of the next tile: far apart and used once
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < V; ++v) __builtin_prefetch(c + (M + m) * c_row + v * kLanes<T>, 1);
   if (columns < width) {
     for (int m = 0; m < M; ++m)
       for (ptrdiff_t j = 0; j < width; ++j)

@@ -8,7 +8,7 @@
 namespace fusedlstm {
 
 constexpr int kTileRows = 6;                // rows of a register tile, on every level
-constexpr ptrdiff_t kReductionBlock = 512;  // most rows of a weight-gradient product packed at a time
+constexpr ptrdiff_t kReductionBlock = 768;  // most rows of a weight-gradient product packed at a time
 constexpr ptrdiff_t kReductionColumns = 16 * kTileRows;  // of its A
 constexpr ptrdiff_t kSumBlock = 4096;  // elements of a sum in T; block sums are added in double
 
@@ -94,7 +94,7 @@ struct GemmTransposedBf16 {
   uint16_t* scratch;    // transposed_scratch_bf16(N) elements
   bool packed = false;  // as in GemmTransposed
 };
-constexpr ptrdiff_t kReductionColumnsBf16 = 64;
+constexpr ptrdiff_t kReductionColumnsBf16 = 96;
 inline ptrdiff_t transposed_scratch_bf16(ptrdiff_t N) {
   return low_packed_size(kReductionBlock, N) + kReductionBlock * kReductionColumnsBf16;
 }
