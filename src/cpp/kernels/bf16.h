@@ -144,7 +144,7 @@ struct VectorGemm : GemmBf16 {
 };
 
 template <class Pair, int M, int P>
-FUSEDLSTM_INLINE void bf16_tile(const VectorGemm<Pair>& g) {
+FUSEDLSTM_INLINE void bf16_tile(const VectorGemm<Pair>& g, const uint16_t* ahead) {
   constexpr int W = kLanes<float>, V = static_cast<int>(kLowPanel) / W;
   Vec<float> acc[M][P * V];
 #pragma GCC unroll 16
@@ -153,10 +153,15 @@ FUSEDLSTM_INLINE void bf16_tile(const VectorGemm<Pair>& g) {
     for (int v = 0; v < P * V; ++v)
       acc[m][v] = g.init ? load(g.init + m * g.init_row + (v / V) * g.c_panel + (v % V) * W) : Vec<float>{};
   }
+  for (int m = 0; m < M; ++m)  // the sums of the next tile
+    for (int v = 0; v < P * V; ++v)
+      __builtin_prefetch(g.c + (M + m) * g.c_row + (v / V) * g.c_panel + (v % V) * W, 1);
   const typename Pair::Element* a = g.elements;
   const uint16_t* b = g.b;
-  for (ptrdiff_t k = 0; k < g.K; k += 2, a += 2, b += 2 * kLowPanel)
+  for (ptrdiff_t k = 0; k < g.K; k += 2, a += 2, b += 2 * kLowPanel) {
+    if (M > Pair::kRows / 2) __builtin_prefetch(ahead + k * kLowPanel, 0, 2);
     Pair::template step<M, P>(acc, a, g.elements_row, b, g.b_panel);
+  }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 16
@@ -182,17 +187,18 @@ FUSEDLSTM_INLINE GemmBf16 from_panel(GemmBf16 g, ptrdiff_t p) {
 }
 
 template <class Pair, int P, int M>
-FUSEDLSTM_INLINE void bf16_rows(const VectorGemm<Pair>& g, ptrdiff_t height) {
-  if (height == M) return bf16_tile<Pair, M, P>(g);
-  if constexpr (M > 1) bf16_rows<Pair, P, M - 1>(g, height);
+FUSEDLSTM_INLINE void bf16_rows(const VectorGemm<Pair>& g, ptrdiff_t height, const uint16_t* ahead) {
+  if (height == M) return bf16_tile<Pair, M, P>(g, ahead);
+  if constexpr (M > 1) bf16_rows<Pair, P, M - 1>(g, height, ahead);
 }
 
-// All rows, in tiles of up to Most that are as equal as can be.
+// All rows, in tiles of up to Most that are as equal as can be. Each fetches a panel of those ahead.
 template <class Pair, int P, int Most>
 void bf16_row_tiles(VectorGemm<Pair> g) {
-  while (g.M > 0) {
+  const uint16_t* const next = g.ahead ? g.ahead : g.b + P * g.b_panel;
+  for (ptrdiff_t panel = 0; g.M > 0; panel = (panel + 1) % P) {
     const ptrdiff_t height = tile_rows(g.M, Most);
-    bf16_rows<Pair, P, Most>(g, height);
+    bf16_rows<Pair, P, Most>(g, height, next + panel * g.b_panel);
     g.elements += height * g.elements_row;
     static_cast<GemmBf16&>(g) = from_row(g, height);
   }

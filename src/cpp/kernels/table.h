@@ -77,7 +77,8 @@ struct GemmBf16 {
   ptrdiff_t init_row;  // 0: the same for every row
   float* c;
   ptrdiff_t c_row;
-  ptrdiff_t c_panel = kLowPanel;  // elements from one panel of C, and of init, to the next
+  ptrdiff_t c_panel = kLowPanel;    // elements from one panel of C, and of init, to the next
+  const uint16_t* ahead = nullptr;  // panels that are needed next, b_panel apart: fetched meanwhile
 };
 
 // C (M, N) += A^T B over R rows of bfloat16, in the order of a_rows, b_rows (null: 0, 1, 2 ...).

@@ -53,6 +53,8 @@ inline void low_cell_forward(const Level& level, const PackedLayer<float>& layer
   for (ptrdiff_t done = 0, units_together; done < units; done += units_together) {
     units_together = std::min(most_together, units - done);
     const ptrdiff_t u = s.descending ? s.unit_end - done - units_together : s.unit_begin + done;
+    const ptrdiff_t next = s.descending ? std::max(u - units_together, s.unit_begin)
+                                        : std::min(u + units_together, s.unit_end - units_together);
     for (ptrdiff_t m = 0; m < s.M; m += rows_together) {
       CellForward<float> part = s;
       part.M = std::min(rows_together, s.M - m);
@@ -83,15 +85,17 @@ inline void low_cell_forward(const Level& level, const PackedLayer<float>& layer
         }
       };
       PartTimer timer(s.ticks);
-      if (h_prev.bf16.size())
-        multiply(bf16_product(h_prev, layer.low_recurrent),
-                 [&](const GemmBf16& product, ptrdiff_t) { level.bf16.gemm(product); });
-      else
+      if (h_prev.bf16.size()) {
+        GemmBf16 product = bf16_product(h_prev, layer.low_recurrent);
+        if (!few) product.ahead = product.b + next / kLowPanel * product.b_panel;
+        multiply(product, [&](const GemmBf16& part_of_it, ptrdiff_t) { level.bf16.gemm(part_of_it); });
+      } else {
         multiply(int8_product(h_prev, layer.low_recurrent), [&](GemmInt8 product, ptrdiff_t column) {
           product.column_scale += u + column;
           if (row_scale) product.row_scale = row_scale + m;
           level.int8.gemm(product);
         });
+      }
       timer.end(&StepTicks::recurrent);
       part.recurrent = nullptr;
       part.input = sums + m * sums_row;
