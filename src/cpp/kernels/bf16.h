@@ -159,7 +159,7 @@ FUSEDLSTM_INLINE void bf16_tile(const VectorGemm<Pair>& g, const uint16_t* ahead
   const typename Pair::Element* a = g.elements;
   const uint16_t* b = g.b;
   for (ptrdiff_t k = 0; k < g.K; k += 2, a += 2, b += 2 * kLowPanel) {
-    if (M > Pair::kRows / 2) __builtin_prefetch(ahead + k * kLowPanel, 0, 2);
+    if (P == Pair::kPanels && M > Pair::kRows / 2) __builtin_prefetch(ahead + k * kLowPanel, 0, 2);
     Pair::template step<M, P>(acc, a, g.elements_row, b, g.b_panel);
   }
 #pragma GCC unroll 16
@@ -237,7 +237,9 @@ struct ByVectors {
     if (g.M <= 2)  // more panels at a time, to hide the latency of the sums
       for (; g.N >= 2 * P * kLowPanel; next(2 * P)) bf16_row_tiles<Pair, 2 * P, 2>(g);
     for (; g.N >= P * kLowPanel; next(P)) bf16_row_tiles<Pair, P, Pair::kRows>(g);
-    for (; g.N > 0; next(1)) bf16_row_tiles<Pair, 1, Pair::kRows>(g);
+    if (P > 2 && g.N == 3 * kLowPanel) return bf16_row_tiles<Pair, 3, Pair::kRows>(g);
+    if (P > 1 && g.N == 2 * kLowPanel) return bf16_row_tiles<Pair, 2, Pair::kRows + 2>(g);
+    if (g.N > 0) bf16_row_tiles<Pair, 1, 2 * Pair::kRows>(g);  // few panels: more rows, for as many chains
   }
 };
 

@@ -91,7 +91,7 @@ void row_tile(const Gemm<T>& g, ptrdiff_t m0, const T* ahead) {
   constexpr ptrdiff_t W = kLanes<T>;
   ptrdiff_t n = 0;
   for (; n + V * W <= g.N; n += V * W) columns_tile<T, M, V, A>(g, m0, n, ahead);
-  if (M == kTileRows && V == 4 && n + 2 * W < g.N) {
+  if (M > kTileRows / 2 && V == 4 && n + 2 * W < g.N) {
     if (n + 3 * W < g.N) return columns_tile<T, M, 4, A>(g, m0, n, ahead);
     return columns_tile<T, M, 3, A>(g, m0, n, ahead);
   }
