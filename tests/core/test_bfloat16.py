@@ -153,7 +153,7 @@ def test_one_order(isa, threads, size, ragged):
     assert_same_bits(c, whole.c_n)
 
 
-@pytest.mark.parametrize(("H", "N", "T"), [(250, 1, 10), (250, 3, 10), (64, 40, 30)])
+@pytest.mark.parametrize(("H", "N", "T"), [(250, 1, 10), (250, 3, 10), (64, 40, 60)])
 def test_threads_share_a_layer(isa, threads, H, N, T):
     """Enough work for several threads: units are shared, or sequences; several chunks of steps."""
     m = low(20, H, L=2)

@@ -6,11 +6,11 @@ import pytest
 
 from fusedlstm import _core
 
-# All ragged, with more rows than the largest chunk has: 512, or 16 steps of the whole batch.
+# All ragged, with more rows than the largest chunk has: 768, or 16 steps of the whole batch.
 SIZES = [
-    {"I": 3, "H": 5, "L": 1, "D": 1, "N": 3, "T": 600},
-    {"I": 4, "H": 9, "L": 2, "D": 1, "N": 33, "T": 40},
-    {"I": 2, "H": 17, "L": 2, "D": 2, "N": 34, "T": 36},
+    {"I": 3, "H": 5, "L": 1, "D": 1, "N": 3, "T": 900},
+    {"I": 4, "H": 9, "L": 2, "D": 1, "N": 33, "T": 60},
+    {"I": 2, "H": 17, "L": 2, "D": 2, "N": 34, "T": 54},
 ]
 
 
@@ -32,7 +32,7 @@ def train(m, b, tape, *, dropout=0.0, embedding=None):
 def inputs(size, dtype, tokens):
     m = cases.model(size["I"], size["H"], size["L"], size["D"], dtype=dtype)
     b = cases.batch(m, size["N"], size["T"], ragged=True)
-    assert b.lengths.sum() > max(512, 16 * size["N"])
+    assert b.lengths.sum() > max(768, 16 * size["N"])
     if not tokens:
         return m, b, None
     random = np.random.default_rng(3)

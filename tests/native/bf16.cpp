@@ -70,6 +70,14 @@ void test_gemm(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int in
   const auto b = values.vector<float>(N * K), init = values.vector<float>(std::max(M, ptrdiff_t{1}) * N);
   std::vector<uint16_t> panels(static_cast<size_t>(low_packed_size(K, N)), 0xffff);
   level.bf16.pack(K, N, b.data(), 1, K, panels.data());  // B comes transposed, as (N, K)
+  std::vector<float> by_rows(b.size());
+  for (ptrdiff_t k = 0; k < K; ++k)
+    for (ptrdiff_t n = 0; n < N; ++n)
+      by_rows[static_cast<size_t>(k * N + n)] = b[static_cast<size_t>(n * K + k)];
+  std::vector<uint16_t> the_same(panels.size(), 0xffff);
+  level.bf16.pack(K, N, by_rows.data(), N, 1, the_same.data());
+  expect(same_bits(panels, the_same), std::string(level.name) + " bf16 pack of rows N=" + std::to_string(N) +
+                                          " K=" + std::to_string(K));
   const ptrdiff_t c_row = N + 3, init_row = init_kind == 2 ? N : 0;
   std::vector<float> c = values.vector<float>(M * c_row), expected = c;
   level.bf16.gemm({.M = M,
@@ -165,15 +173,15 @@ void test_gemm_transposed(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_
 
 void test_bf16(const Level& level) {
   test_rounding(level);
-  for (const ptrdiff_t M : {0, 1, 2, 5, 6, 16, 17, 32, 33, 70})
-    for (const ptrdiff_t N : {1, 16, 33, 64, 150})
+  for (const ptrdiff_t M : {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 20, 33, 70})
+    for (const ptrdiff_t N : {1, 16, 33, 64, 112, 150})
       for (const ptrdiff_t K : {1, 2, 31, 32, 77})
         test_gemm(level, M, N, K, static_cast<int>((M + N + K) % 3));
   test_gemm(level, 40, 48, 1100, 1);  // more than one block of k
-  for (const ptrdiff_t M : {1, 7, 37}) test_gemm_panels(level, M, 45);
+  for (const ptrdiff_t M : {1, 2, 5, 20, 37}) test_gemm_panels(level, M, 45);
   for (const ptrdiff_t M : {1, 13, 70})
     for (const ptrdiff_t N : {1, 33})
-      for (const ptrdiff_t R : {0, 1, 34, 600}) test_gemm_transposed(level, M, N, R, (M + R) % 2 == 0);
+      for (const ptrdiff_t R : {0, 1, 34, 900}) test_gemm_transposed(level, M, N, R, (M + R) % 2 == 0);
 }
 
 }  // namespace fusedlstm_tests

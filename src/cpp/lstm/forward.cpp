@@ -15,15 +15,17 @@ namespace {
 
 // Rows of a chunk: their products should be worth packing, or reading weights again that no cache near the
 // core holds. Where it holds them and there is no tape, few rows, so that their gates are still there when
-// the steps take them. A lean tape keeps c once for a chunk, which must be little for each of its steps.
+// the steps take them. For training, one block of the weight gradients' rows. A lean tape keeps c once for a
+// chunk, which must be little for each of its steps.
 constexpr ptrdiff_t kChunkRows = 512, kChunkRowsNear = 128, kLeanSteps = 16;
 constexpr ptrdiff_t kNearBytes = 1 << 20;
 
 template <class T>
 ptrdiff_t chunk_rows(const LstmShape& shape, TapeMode mode) {
+  if (mode != TapeMode::kNone) return kReductionBlock;
   const ptrdiff_t inputs = std::max(shape.input_size, shape.hidden_size * shape.directions());
   const ptrdiff_t weight_bytes = 4 * shape.hidden_size * inputs * static_cast<ptrdiff_t>(sizeof(T));
-  return mode == TapeMode::kNone && weight_bytes <= kNearBytes ? kChunkRowsNear : kChunkRows;
+  return weight_bytes <= kNearBytes ? kChunkRowsNear : kChunkRows;
 }
 
 template <class T>
