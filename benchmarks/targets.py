@@ -38,6 +38,7 @@ class Result:
     peer_seconds: float | None = None
     fraction: float | None = None
     ceiling: str = ""
+    at_ceiling: float | None = None  # the ratio, if ours were as fast as the ceiling allows
     note: str = ""  # why it decides nothing
     reached: bool | None = None
 
@@ -81,6 +82,14 @@ def emulated(record: Record) -> str:
     return NO_BF16 if low and record.get("peak_instructions") == "fma32" else ""
 
 
+def ratio_at_ceiling(record: Record) -> float | None:
+    """Beside a peer. A call far below its ceiling is bound by other things, and counts as it is."""
+    fraction, _ = fraction_of(record)
+    if fraction is None or record["peer"].startswith("ours"):
+        return None
+    return record["ratio"] / (fraction if fraction > 0.05 else 1.0)
+
+
 def least(records: list[Record], row: str, what: str, threads: int, target: float | None) -> Result:
     """The worst ratio of these."""
     if not records:
@@ -102,6 +111,7 @@ def least(records: list[Record], row: str, what: str, threads: int, target: floa
         peer_seconds=worst["peer_seconds"]["median"],
         fraction=fraction,
         ceiling=ceiling,
+        at_ceiling=min(filter(None, map(ratio_at_ceiling, records)), default=None),
         note=emulated(worst),
     )
 
@@ -142,9 +152,13 @@ def mean(records: list[Record], row: str, what: str, threads: int, target: float
     if not records:
         return Result(row, what, threads, "×", target)
 
-    def geometric(key: str) -> float:
-        return math.exp(sum(math.log(record[key]) for record in records) / len(records))
+    def geometric_mean(values: list[float]) -> float:
+        return math.exp(sum(map(math.log, values)) / len(values))
 
+    def geometric(key: str) -> float:
+        return geometric_mean([record[key] for record in records])
+
+    at_ceiling = list(filter(None, map(ratio_at_ceiling, records)))
     return Result(
         row,
         what,
@@ -156,6 +170,7 @@ def mean(records: list[Record], row: str, what: str, threads: int, target: float
         upper_quartile=geometric("ratio_upper_quartile"),
         case=f"{len(records)} shape{'s' if len(records) > 1 else ''}",
         peer=", ".join(sorted({record["peer"] for record in records})),
+        at_ceiling=geometric_mean(at_ceiling) if len(at_ceiling) == len(records) else None,
         note=next(filter(None, map(emulated, records)), ""),
     )
 
@@ -384,6 +399,8 @@ def table(found: list[Result]) -> str:
         "ours ms",
         "peer",
         "peer ms",
+        "of ceiling",
+        "at ceiling",
     ]
     rows = []
     for result in found:
@@ -405,9 +422,10 @@ def table(found: list[Result]) -> str:
                 result.peer,
                 "" if result.peer_seconds is None else f"{1e3 * result.peer_seconds:.4g}",
                 of,
+                "" if result.at_ceiling is None else result.text(result.at_ceiling),
             ]
         )
-    return markdown([*heads, "of ceiling"], rows)
+    return markdown(heads, rows)
 
 
 def plot(found: list[Result], path: Path) -> None:
