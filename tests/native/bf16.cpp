@@ -27,7 +27,7 @@ uint16_t nearest(float x) {
 }
 
 // c + sum over k < K of a[k] b[k], in the order of the level.
-float product(const std::string& level, ptrdiff_t K, const uint16_t* a, const auto& b, float c) {
+float product_of(const std::string& level, ptrdiff_t K, const uint16_t* a, const auto& b, float c) {
   const auto term = [&](ptrdiff_t k, float sum) {
     return k < K ? std::fma(widen(a[k]), widen(b(k)), sum) : sum;
   };
@@ -76,8 +76,8 @@ void test_gemm(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int in
       by_rows[static_cast<size_t>(k * N + n)] = b[static_cast<size_t>(n * K + k)];
   std::vector<uint16_t> the_same(panels.size(), 0xffff);
   level.bf16.pack(K, N, by_rows.data(), N, 1, the_same.data());
-  expect(same_bits(panels, the_same), std::string(level.name) + " bf16 pack of rows N=" + std::to_string(N) +
-                                          " K=" + std::to_string(K));
+  expect(same_bits(panels, the_same),
+         std::string(level.name) + " bf16 pack of rows N=" + std::to_string(N) + " K=" + std::to_string(K));
   const ptrdiff_t c_row = N + 3, init_row = init_kind == 2 ? N : 0;
   std::vector<float> c = values.vector<float>(M * c_row), expected = c;
   level.bf16.gemm({.M = M,
@@ -93,7 +93,7 @@ void test_gemm(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int in
                    .c_row = c_row});
   for (ptrdiff_t m = 0; m < M; ++m)
     for (ptrdiff_t n = 0; n < N; ++n)
-      expected[static_cast<size_t>(m * c_row + n)] = product(
+      expected[static_cast<size_t>(m * c_row + n)] = product_of(
           level.name, K, a.data() + m * low_padded(K),
           [&](ptrdiff_t k) { return nearest(b[static_cast<size_t>(n * K + k)]); },
           init_kind ? init[static_cast<size_t>(m * init_row + n)] : 0.0f);
@@ -126,7 +126,7 @@ void test_gemm_panels(const Level& level, ptrdiff_t M, ptrdiff_t K) {
   for (ptrdiff_t m = 0; m < M; ++m)
     for (ptrdiff_t n = 0; n < 4 * H_pad; ++n)
       if (n % H_pad / kLowPanel == 1)
-        expected[static_cast<size_t>(m * 4 * H_pad + n)] = product(
+        expected[static_cast<size_t>(m * 4 * H_pad + n)] = product_of(
             level.name, K, a.data() + m * low_padded(K),
             [&](ptrdiff_t k) { return nearest(b[static_cast<size_t>(n * K + k)]); },
             expected[static_cast<size_t>(m * 4 * H_pad + n)]);
@@ -134,39 +134,61 @@ void test_gemm_panels(const Level& level, ptrdiff_t M, ptrdiff_t K) {
          std::string(level.name) + " bf16 gemm of a unit block, M=" + std::to_string(M));
 }
 
+// C += A^T B over gathered rows, in their order, and another product of the same A beside it. A second time
+// with what the first has packed: B itself is not read then.
 void test_gemm_transposed(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t R, bool gathered) {
   Values values(static_cast<uint32_t>(M * 10007 + N * 101 + R));
+  const ptrdiff_t also_N = gathered ? N % 40 + 3 : 0;
   const auto a = rounded_rows(level, R, M, values.vector<float>(R * M));
-  const auto b = rounded_rows(level, R, N, values.vector<float>(R * N));
+  auto b = rounded_rows(level, R, N, values.vector<float>(R * N));
+  auto also_b = rounded_rows(level, R, also_N, values.vector<float>(R * also_N));
   std::vector<int32_t> rows(static_cast<size_t>(R));
   for (ptrdiff_t r = 0; r < R; ++r) rows[static_cast<size_t>(r)] = static_cast<int32_t>((r * 7 + 3) % R);
   std::vector<float> c = values.vector<float>(M * N), expected = c;
-  std::vector<uint16_t> scratch(static_cast<size_t>(transposed_scratch_bf16(N)));
-  level.bf16.gemm_transposed({.M = M,
-                              .N = N,
-                              .R = R,
-                              .a = a.data(),
-                              .a_row = low_padded(M),
-                              .a_rows = gathered ? rows.data() : nullptr,
-                              .b = b.data(),
-                              .b_row = low_padded(N),
-                              .b_rows = nullptr,
-                              .c = c.data(),
-                              .c_row = N,
-                              .scratch = scratch.data()});
+  std::vector<float> also_c = values.vector<float>(M * also_N), also_expected = also_c;
+  const auto before_b = b, before_also_b = also_b;
+  std::vector<uint16_t> scratch(static_cast<size_t>(transposed_scratch_bf16(N, also_N)));
+  GemmTransposedBf16 product{
+      .M = M,
+      .R = R,
+      .a = a.data(),
+      .a_row = low_padded(M),
+      .a_rows = gathered ? rows.data() : nullptr,
+      .side = {N, b.data(), low_padded(N), nullptr, c.data(), N},
+      .scratch = scratch.data(),
+      .also = {also_N, also_b.data(), low_padded(also_N), rows.data(), also_c.data(), also_N}};
+  level.bf16.gemm_transposed(product);
+  const bool again = R <= kReductionBlock;
+  if (again) {
+    std::fill(b.begin(), b.end(), uint16_t{0x7fc0});  // NaN
+    std::fill(also_b.begin(), also_b.end(), uint16_t{0x7fc0});
+    product.packed = true;
+    level.bf16.gemm_transposed(product);
+  }
+  const auto row = [&](ptrdiff_t r) { return static_cast<ptrdiff_t>(rows[static_cast<size_t>(r)]); };
   std::vector<uint16_t> column(static_cast<size_t>(R));
   for (ptrdiff_t m = 0; m < M; ++m) {
     for (ptrdiff_t r = 0; r < R; ++r)
-      column[static_cast<size_t>(r)] =
-          a[static_cast<size_t>((gathered ? rows[static_cast<size_t>(r)] : r) * low_padded(M) + m)];
-    for (ptrdiff_t n = 0; n < N; ++n)
-      expected[static_cast<size_t>(m * N + n)] = product(
-          level.name, R, column.data(),
-          [&](ptrdiff_t r) { return b[static_cast<size_t>(r * low_padded(N) + n)]; },
-          expected[static_cast<size_t>(m * N + n)]);
+      column[static_cast<size_t>(r)] = a[static_cast<size_t>((gathered ? row(r) : r) * low_padded(M) + m)];
+    for (int times = 0; times < 1 + again; ++times) {
+      for (ptrdiff_t n = 0; n < N; ++n) {
+        float& sum = expected[static_cast<size_t>(m * N + n)];
+        sum = product_of(
+            level.name, R, column.data(),
+            [&](ptrdiff_t r) { return before_b[static_cast<size_t>(r * low_padded(N) + n)]; }, sum);
+      }
+      for (ptrdiff_t n = 0; n < also_N; ++n) {
+        float& sum = also_expected[static_cast<size_t>(m * also_N + n)];
+        const auto b_of = [&](ptrdiff_t r) {
+          return before_also_b[static_cast<size_t>(row(r) * low_padded(also_N) + n)];
+        };
+        sum = product_of(level.name, R, column.data(), b_of, sum);
+      }
+    }
   }
-  expect(same_bits(c, expected), std::string(level.name) + " bf16 gemm_transposed M=" + std::to_string(M) +
-                                     " N=" + std::to_string(N) + " R=" + std::to_string(R));
+  expect(same_bits(c, expected) && same_bits(also_c, also_expected),
+         std::string(level.name) + " bf16 gemm_transposed M=" + std::to_string(M) +
+             " N=" + std::to_string(N) + " R=" + std::to_string(R));
 }
 
 }  // namespace

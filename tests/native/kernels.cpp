@@ -52,33 +52,40 @@ void test_gemm(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, bool w
                                      " N=" + std::to_string(N) + " K=" + std::to_string(K));
 }
 
-// C += A^T B over gathered rows, in their order, and another product of the same A beside it.
+// C += A^T B over gathered rows, in their order, and another product of the same A beside it. A second time
+// with what the first has packed: B itself is not read then.
 template <class T>
 void test_gemm_transposed(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t R, bool gathered) {
   const Kernels<T>& kernels = table_of<T>(level);
   Values values(static_cast<uint32_t>(M * 10007 + N * 101 + R));
   const ptrdiff_t also_N = gathered ? N % 40 + 3 : 0;
   const auto a = values.vector<T>(R * M), b = values.vector<T>(R * N), also_b = values.vector<T>(R * also_N);
+  auto read_b = b, read_also_b = also_b;
   std::vector<int32_t> rows(static_cast<size_t>(R));
   for (ptrdiff_t r = 0; r < R; ++r) rows[r] = static_cast<int32_t>((r * 7 + 3) % R);
   std::vector<T> c = values.vector<T>(M * N), expected = c;
   std::vector<T> also_c = values.vector<T>(M * also_N), also_expected = also_c;
   std::vector<T> scratch(static_cast<size_t>(fusedlstm::transposed_scratch(N, kernels.panel, also_N)));
-  kernels.gemm_transposed({.M = M,
-                           .N = N,
-                           .R = R,
-                           .a = a.data(),
-                           .a_row = M,
-                           .a_rows = gathered ? rows.data() : nullptr,
-                           .b = b.data(),
-                           .b_row = N,
-                           .b_rows = nullptr,
-                           .c = c.data(),
-                           .c_row = N,
-                           .scratch = scratch.data(),
-                           .also = {also_N, also_b.data(), also_N, rows.data(), also_c.data(), also_N}});
+  fusedlstm::GemmTransposed<T> product{
+      .M = M,
+      .R = R,
+      .a = a.data(),
+      .a_row = M,
+      .a_rows = gathered ? rows.data() : nullptr,
+      .side = {N, read_b.data(), N, nullptr, c.data(), N},
+      .scratch = scratch.data(),
+      .also = {also_N, read_also_b.data(), also_N, rows.data(), also_c.data(), also_N}};
+  kernels.gemm_transposed(product);
+  const bool again = R <= fusedlstm::kReductionBlock;
+  if (again) {
+    std::fill(read_b.begin(), read_b.end(), std::numeric_limits<T>::quiet_NaN());
+    std::fill(read_also_b.begin(), read_also_b.end(), std::numeric_limits<T>::quiet_NaN());
+    product.packed = true;
+    kernels.gemm_transposed(product);
+  }
   for (ptrdiff_t m = 0; m < M; ++m) {
-    for (ptrdiff_t r = 0; r < R; ++r) {
+    for (ptrdiff_t of_all = 0; of_all < (1 + again) * R; ++of_all) {
+      const ptrdiff_t r = of_all % R;
       const T a_rm = a[(gathered ? rows[r] : r) * M + m];
       for (ptrdiff_t n = 0; n < N; ++n)
         expected[m * N + n] = std::fma(a_rm, b[r * N + n], expected[m * N + n]);

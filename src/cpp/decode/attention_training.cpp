@@ -459,38 +459,31 @@ void AttentionTape<T>::weight_gradients_share(Team& team, const T* memory,
   });
   T* const scratch = scratch_[static_cast<size_t>(team.thread())].data();
   const int32_t* const order = order_.row.data();
-  gemm_transposed_share<T>(k_,
-                           {.M = O_,
-                            .N = M_ + H_,
-                            .R = R,
-                            .a = d_outputs_.data(),
-                            .a_row = O_,
-                            .a_rows = order,
-                            .b = joined_.data(),
-                            .b_row = joined_pitch_,
-                            .b_rows = order,
-                            .c = gradients.output,
-                            .c_row = M_ + H_,
-                            .scratch = scratch},
-                           team);
+  gemm_transposed_share<T>(
+      k_,
+      {.M = O_,
+       .R = R,
+       .a = d_outputs_.data(),
+       .a_row = O_,
+       .a_rows = order,
+       .side = {M_ + H_, joined_.data(), joined_pitch_, order, gradients.output, M_ + H_},
+       .scratch = scratch},
+      team);
   if (additive) {
     const MatrixRows<T> h = steps_.h_before(0);  // all states, with the initial ones first
     std::vector<int32_t> after(order_.row);
     for (int32_t& row : after) row += static_cast<int32_t>(N);
-    gemm_transposed_share<T>(k_,
-                             {.M = A_,
-                              .N = H_,
-                              .R = R,
-                              .a = d_queries_.data(),
-                              .a_row = A_,
-                              .a_rows = order,
-                              .b = h.data,
-                              .b_row = h.pitch,
-                              .b_rows = bahdanau() ? order_.state_before.data() : after.data(),
-                              .c = gradients.query,
-                              .c_row = H_,
-                              .scratch = scratch},
-                             team);
+    gemm_transposed_share<T>(
+        k_,
+        {.M = A_,
+         .R = R,
+         .a = d_queries_.data(),
+         .a_row = A_,
+         .a_rows = order,
+         .side = {H_, h.data, h.pitch, bahdanau() ? order_.state_before.data() : after.data(),
+                  gradients.query, H_},
+         .scratch = scratch},
+        team);
     const Share columns = share_of(A_, team.thread(), team.threads(), 16);
     if (columns.size() > 0) {
       k_.add_rows(R, columns.size(), d_v_.data() + columns.begin, A_, order, gradients.v + columns.begin);
@@ -511,16 +504,11 @@ void AttentionTape<T>::weight_gradients_share(Team& team, const T* memory,
     }
     std::fill_n(d_memory, S_ * M_, T(0));
     k_.gemm_transposed({.M = S,
-                        .N = M_,
                         .R = steps,
                         .a = weights_.data(),
                         .a_row = S_,
                         .a_rows = row.data(),
-                        .b = d_joined_.data(),
-                        .b_row = joined_pitch_,
-                        .b_rows = row.data(),
-                        .c = d_memory,
-                        .c_row = M_,
+                        .side = {M_, d_joined_.data(), joined_pitch_, row.data(), d_memory, M_},
                         .scratch = scratch});
     if (additive) {
       const T* const panels = d_key_panels_.data() + memory_.key_panels_offset(n);
@@ -529,18 +517,14 @@ void AttentionTape<T>::weight_gradients_share(Team& team, const T* memory,
           d_keys[s * A_ + a] = panels[s / k_.panel * (A_ * k_.panel) + a * k_.panel + s % k_.panel];
     } else {
       if (!dot) std::fill_n(d_keys, S * A_, T(0));
-      k_.gemm_transposed({.M = S,
-                          .N = A_,
-                          .R = steps,
-                          .a = d_scores_.data(),
-                          .a_row = S_,
-                          .a_rows = row.data(),
-                          .b = steps_.h_before(0).data,
-                          .b_row = steps_.h_before(0).pitch,
-                          .b_rows = state.data(),
-                          .c = d_keys,
-                          .c_row = A_,
-                          .scratch = scratch});
+      k_.gemm_transposed(
+          {.M = S,
+           .R = steps,
+           .a = d_scores_.data(),
+           .a_row = S_,
+           .a_rows = row.data(),
+           .side = {A_, steps_.h_before(0).data, steps_.h_before(0).pitch, state.data(), d_keys, A_},
+           .scratch = scratch});
     }
     if (!dot)
       gemm_in_pieces<T>(k_,
@@ -564,16 +548,11 @@ void AttentionTape<T>::weight_gradients_share(Team& team, const T* memory,
     for (ptrdiff_t s = 0; s < memory_.length(n); ++s) valid.push_back(static_cast<int32_t>(n * S_ + s));
   gemm_transposed_share<T>(k_,
                            {.M = A_,
-                            .N = M_,
                             .R = static_cast<ptrdiff_t>(valid.size()),
                             .a = d_keys_.data(),
                             .a_row = A_,
                             .a_rows = valid.data(),
-                            .b = memory,
-                            .b_row = M_,
-                            .b_rows = valid.data(),
-                            .c = gradients.key,
-                            .c_row = M_,
+                            .side = {M_, memory, M_, valid.data(), gradients.key, M_},
                             .scratch = scratch},
                            team);
 }

@@ -336,26 +336,35 @@ FUSEDLSTM_INLINE void transpose_bf16(ptrdiff_t R, ptrdiff_t n, const uint16_t* x
 // blocks, a multiple of kLowBlock but for the last, into panels of B and rows of A^T.
 template <class Panels>
 void gemm_transposed_bf16(const GemmTransposedBf16& g) {
-  uint16_t *const packed_b = g.scratch, *const packed_a = g.scratch + low_packed_size(kReductionBlock, g.N);
+  const RightSideBf16 sides[] = {g.side, g.also};
   for (ptrdiff_t r = 0; r < g.R; r += kReductionBlock) {
     const ptrdiff_t K = least(kReductionBlock, g.R - r);
     const auto rows = [&](const int32_t* order) { return order ? order + r : nullptr; };
-    if (!g.packed)
-      pack_rows_bf16(K, g.N, g.b + (g.b_rows ? 0 : r * g.b_row), g.b_row, rows(g.b_rows), packed_b);
+    uint16_t* packed_a = g.scratch;
+    for (const RightSideBf16& side : sides) {
+      if (!g.packed && side.N > 0)
+        pack_rows_bf16(K, side.N, side.b + (side.b_rows ? 0 : r * side.b_row), side.b_row, rows(side.b_rows),
+                       packed_a);
+      packed_a += low_packed_size(K, side.N);
+    }
     for (ptrdiff_t m = 0; m < g.M; m += kReductionColumnsBf16) {
       const ptrdiff_t M = least(kReductionColumnsBf16, g.M - m);
       transpose_bf16(K, M, g.a + (g.a_rows ? 0 : r * g.a_row) + m, g.a_row, rows(g.a_rows), packed_a);
-      gemm_bf16<Panels>({.M = M,
-                         .N = g.N,
-                         .K = K,
-                         .a = packed_a,
-                         .a_row = low_padded(K),
-                         .b = packed_b,
-                         .b_panel = low_padded(K) * kLowPanel,
-                         .init = g.c + m * g.c_row,
-                         .init_row = g.c_row,
-                         .c = g.c + m * g.c_row,
-                         .c_row = g.c_row});
+      const uint16_t* packed_b = g.scratch;
+      for (const RightSideBf16& side : sides) {
+        gemm_bf16<Panels>({.M = M,
+                           .N = side.N,
+                           .K = K,
+                           .a = packed_a,
+                           .a_row = low_padded(K),
+                           .b = packed_b,
+                           .b_panel = low_padded(K) * kLowPanel,
+                           .init = side.c + m * side.c_row,
+                           .init_row = side.c_row,
+                           .c = side.c + m * side.c_row,
+                           .c_row = side.c_row});
+        packed_b += low_packed_size(K, side.N);
+      }
     }
   }
 }

@@ -238,7 +238,7 @@ void interleave(const GemmTransposed<T>& g, ptrdiff_t r0, ptrdiff_t K, ptrdiff_t
 template <class T>
 void gemm_transposed(const GemmTransposed<T>& g) {
   if (g.R <= 0) return;
-  const RightSide<T> sides[] = {{g.N, g.b, g.b_row, g.b_rows, g.c, g.c_row}, g.also};
+  const RightSide<T> sides[] = {g.side, g.also};
   const ptrdiff_t blocks = (g.R + kReductionBlock - 1) / kReductionBlock,
                   row_block = (g.R + blocks - 1) / blocks;
   for (ptrdiff_t r0 = 0; r0 < g.R; r0 += row_block) {

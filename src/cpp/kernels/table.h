@@ -26,31 +26,31 @@ struct Gemm {
   ptrdiff_t b_panel = 0;  // elements from one panel of B to the next; 0: K rows of a panel
 };
 
-// C (M, N) += A^T B over R rows, in the order of a_rows, b_rows (null: 0, 1, 2 ...).
-template <class T>
-struct RightSide {
+// C (M, N) += A^T B over R rows, in the order of a_rows, b_rows (null: 0, 1, 2 ...), with sums in C's type.
+template <class Operand, class Sum>
+struct RightSideOf {
   ptrdiff_t N;
-  const T* b;
+  const Operand* b;
   ptrdiff_t b_row;
   const int32_t* b_rows;
-  T* c;
+  Sum* c;
   ptrdiff_t c_row;
 };
-template <class T>
-struct GemmTransposed {
-  ptrdiff_t M, N, R;
-  const T* a;
+template <class Operand, class Sum>
+struct GemmTransposedOf {
+  ptrdiff_t M, R;
+  const Operand* a;
   ptrdiff_t a_row;
   const int32_t* a_rows;
-  const T* b;
-  ptrdiff_t b_row;
-  const int32_t* b_rows;
-  T* c;
-  ptrdiff_t c_row;
-  T* scratch;              // transposed_scratch(N, panel, also.N) elements
-  RightSide<T> also = {};  // another product of the same A; N = 0: none
-  bool packed = false;     // one block of rows, and scratch still has their B from the call before
+  RightSideOf<Operand, Sum> side;
+  Operand* scratch;                     // transposed_scratch elements
+  RightSideOf<Operand, Sum> also = {};  // another product of the same A; N = 0: none
+  bool packed = false;  // one block of rows, and scratch still has their B from the call before
 };
+template <class T>
+using RightSide = RightSideOf<T, T>;
+template <class T>
+using GemmTransposed = GemmTransposedOf<T, T>;
 inline ptrdiff_t transposed_scratch(ptrdiff_t N, ptrdiff_t panel, ptrdiff_t also = 0) {
   const ptrdiff_t panels = (N + panel - 1) / panel + (also + panel - 1) / panel;
   return kReductionBlock * (panels * panel + kReductionColumns);
@@ -81,23 +81,12 @@ struct GemmBf16 {
   const uint16_t* ahead = nullptr;  // panels that are needed next, b_panel apart: fetched meanwhile
 };
 
-// C (M, N) += A^T B over R rows of bfloat16, in the order of a_rows, b_rows (null: 0, 1, 2 ...).
-struct GemmTransposedBf16 {
-  ptrdiff_t M, N, R;
-  const uint16_t* a;
-  ptrdiff_t a_row;
-  const int32_t* a_rows;
-  const uint16_t* b;
-  ptrdiff_t b_row;
-  const int32_t* b_rows;
-  float* c;
-  ptrdiff_t c_row;
-  uint16_t* scratch;    // transposed_scratch_bf16(N) elements
-  bool packed = false;  // as in GemmTransposed
-};
+using RightSideBf16 = RightSideOf<uint16_t, float>;
+using GemmTransposedBf16 = GemmTransposedOf<uint16_t, float>;
 constexpr ptrdiff_t kReductionColumnsBf16 = 96;
-inline ptrdiff_t transposed_scratch_bf16(ptrdiff_t N) {
-  return low_packed_size(kReductionBlock, N) + kReductionBlock * kReductionColumnsBf16;
+inline ptrdiff_t transposed_scratch_bf16(ptrdiff_t N, ptrdiff_t also = 0) {
+  return low_packed_size(kReductionBlock, N) + low_packed_size(kReductionBlock, also) +
+         kReductionBlock * kReductionColumnsBf16;
 }
 
 struct Bf16Kernels {

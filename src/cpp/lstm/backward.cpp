@@ -73,10 +73,10 @@ class LayerBackward {
         c_(tape.mode == TapeMode::kLean ? (rows_.batch() + tape.chunks.most_rows()) * pitch_ : 0) {
     const ptrdiff_t distinct = static_cast<ptrdiff_t>(tape.tokens.distinct.size());
     if (input_.by_token()) d_table_ = Buffer<T>::zeros(distinct * gates_pitch_);
-    const ptrdiff_t inputs = packed_.inputs, columns = std::max(inputs, shape_.hidden_size);
+    const ptrdiff_t inputs = packed_.inputs;
     for (int t = 0; t < threads; ++t) {
       scratch_.emplace_back(bf16() ? 0 : transposed_scratch(inputs, k_.panel, shape_.hidden_size));
-      scratch16_.emplace_back(bf16() ? transposed_scratch_bf16(columns) : 0);
+      scratch16_.emplace_back(bf16() ? transposed_scratch_bf16(inputs, shape_.hidden_size) : 0);
     }
     if (!bf16()) return;
     dA16_ = Buffer<uint16_t>(std::max(tape.chunks.most_rows(), distinct) * dA16_pitch());
@@ -375,10 +375,8 @@ class LayerBackward {
     const WeightGradients<T> weights{k_, shape_.hidden_size, H_pad_, dA, gates_pitch_};
     if constexpr (std::is_same_v<T, float>) {
       if (bf16()) {
-        const LowRows& x16 = input_.rounded(team, x, R);
-        weights.product_share(w_.level->bf16, team, R, dA16_.data(), dA16_pitch(), order, x16.bf16.data(),
-                              x16.pitch, order, packed_.inputs, parameters + offset_.weight_ih,
-                              scratch16(team));
+        weights.product_share(w_.level->bf16, team, R, dA16_.data(), dA16_pitch(), order,
+                              low_input_side(team, x, R, order, parameters), {}, scratch16(team));
         return;
       }
     }
@@ -388,38 +386,42 @@ class LayerBackward {
     return {packed_.inputs, x.data, x.pitch, order, parameters + offset_.weight_ih, packed_.inputs};
   }
 
+  RightSideOf<uint16_t, T> low_input_side(Team& team, MatrixRows<T> x, ptrdiff_t R, const int32_t* order,
+                                          T* parameters) {
+    const LowRows& x16 = input_.rounded(team, x, R);
+    return {packed_.inputs, x16.bf16.data(), x16.pitch, order, parameters + offset_.weight_ih,
+            packed_.inputs};
+  }
+
   void products(Team& team, const ChunkTape<T>& here, const ReductionOrder& order, T* parameters,
                 const InputGradient<T>& dX) {
     const ptrdiff_t H = shape_.hidden_size, R = order.rows(), first = rows_.start(here.begin);
     const WeightGradients<T> weights{k_, H, H_pad_, here.gates, gates_pitch_};
-    const bool both = !bf16() && !input_.by_token();  // dW and dR at once
+    const bool both = !input_.by_token();  // dW and dR at once
+    const int32_t* const row = order.row.data();
     {
       const Scope scope(Phase::kWeightGradient, layer_, [&] {
         return weight_gradient_work(R, H + (both ? packed_.inputs : 0), team.threads());
       });
+      T* const d_recurrent = parameters + offset_.weight_hh;
       if (!bf16()) {
-        const RightSide<T> states{H,
-                                  own_.h.data() + rows_.state_before(here.begin) * pitch_,
-                                  pitch_,
-                                  order.state_before.data(),
-                                  parameters + offset_.weight_hh,
-                                  H};
-        weights.product_share(
-            team, R, order.row.data(), states,
-            both ? input_side(input_.rows(here.begin), order.row.data(), parameters) : RightSide<T>{},
-            scratch(team));
+        const RightSide<T> states{H,           own_.h.data() + rows_.state_before(here.begin) * pitch_,
+                                  pitch_,      order.state_before.data(),
+                                  d_recurrent, H};
+        weights.product_share(team, R, row, states,
+                              both ? input_side(input_.rows(here.begin), row, parameters) : RightSide<T>{},
+                              scratch(team));
       } else if constexpr (std::is_same_v<T, float>) {
         round_states(team, here.begin, here.end);
-        weights.product_share(w_.level->bf16, team, R, dA16_.data(), dA16_pitch(), order.row.data(),
-                              h16_.data(), h16_pitch(), order.state_before.data(), H,
-                              parameters + offset_.weight_hh, scratch16(team));
+        const RightSideBf16 states{H, h16_.data(), h16_pitch(), order.state_before.data(), d_recurrent, H};
+        weights.product_share(
+            w_.level->bf16, team, R, dA16_.data(), dA16_pitch(), row, states,
+            both ? low_input_side(team, input_.rows(here.begin), R, row, parameters) : RightSideBf16{},
+            scratch16(team));
       }
-      if (shape_.bias) weights.bias_sums_share(team, R, order.row.data(), bias_sums_.data());
+      if (shape_.bias) weights.bias_sums_share(team, R, row, bias_sums_.data());
     }
     if (!input_.by_token()) {
-      if (!both)
-        input_weight_gradient_share(team, R, order.row.data(), here.gates, input_.rows(here.begin),
-                                    parameters);
       const ptrdiff_t pitch = row_pitch<T>(packed_.inputs);
       if (dX.rows) input_gradient_share(team, R, here.gates, dX.rows + first * pitch, pitch);
       if (dX.user) {

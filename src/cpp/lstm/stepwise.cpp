@@ -42,7 +42,7 @@ Stepwise<T>::Stepwise(const PackedWeights<T>& w, const Rows& rows, const LstmSta
   const ptrdiff_t columns = std::max(w.shape.input_size, H);
   for (int t = 0; t < threads; ++t) {
     scratch_.emplace_back(w.backward && !bf16() ? transposed_scratch(columns, k_.panel, H) : 0);
-    low_scratch_.emplace_back(w.backward && bf16() ? transposed_scratch_bf16(columns) : 0);
+    low_scratch_.emplace_back(w.backward && bf16() ? transposed_scratch_bf16(columns, H) : 0);
   }
   if (!bf16()) return;
   low_x_ = LowRows(w.compute, P, w.shape.input_size);
@@ -439,12 +439,12 @@ void Stepwise<T>::low_weight_gradients_share(Team& team, ptrdiff_t layer, Matrix
     if (layer > 0) low_inputs_.round_share(*w_.level, P, x.data, x.pitch, true, team);
     team.barrier();
     const LowRows& in = layer == 0 ? low_x_ : low_inputs_;
-    weights.product_share(w_.level->bf16, team, R, dA, low_gates_pitch(), order_.row.data(),
-                          low_states_.bf16.data(), low_states_.pitch, order_.state_before.data(), H,
-                          parameters + offset.weight_hh, scratch);
-    weights.product_share(w_.level->bf16, team, R, dA, low_gates_pitch(), order_.row.data(), in.bf16.data(),
-                          in.pitch, order_.row.data(), packed(layer).inputs, parameters + offset.weight_ih,
-                          scratch);
+    const ptrdiff_t I = packed(layer).inputs;
+    const int32_t* const row = order_.row.data();
+    weights.product_share(w_.level->bf16, team, R, dA, low_gates_pitch(), row,
+                          {H, low_states_.bf16.data(), low_states_.pitch, order_.state_before.data(),
+                           parameters + offset.weight_hh, H},
+                          {I, in.bf16.data(), in.pitch, row, parameters + offset.weight_ih, I}, scratch);
   }
 }
 

@@ -47,48 +47,30 @@ struct WeightGradients {
   // Each side's c (4H, N) += dA^T B; `also` may have N = 0. Both at once: dA is packed for the two of them.
   void product_share(Team& team, ptrdiff_t R, const int32_t* dA_order, RightSide<T> side, RightSide<T> also,
                      T* scratch) const {
+    product_share(k, team, R, dA, dA_row, dA_order, side, also, scratch);
+  }
+  // The same with dA and B of another type.
+  template <class Table, class Operand>
+  void product_share(const Table& table, Team& team, ptrdiff_t R, const Operand* a, ptrdiff_t a_row,
+                     const int32_t* a_order, RightSideOf<Operand, T> side, RightSideOf<Operand, T> also,
+                     Operand* scratch) const {
     // Padding between the gates is skipped; without any, the four gates are one product.
     const ptrdiff_t products = H == H_pad ? 1 : 4, M = 4 * H / products;
     for (ptrdiff_t p = 0; p < products; ++p) {
-      gemm_transposed_share<T>(k,
-                               {.M = M,
-                                .N = side.N,
-                                .R = R,
-                                .a = dA + p * H_pad,
-                                .a_row = dA_row,
-                                .a_rows = dA_order,
-                                .b = side.b,
-                                .b_row = side.b_row,
-                                .b_rows = side.b_rows,
-                                .c = side.c,
-                                .c_row = side.c_row,
-                                .scratch = scratch,
-                                .also = also},
-                               team);
+      gemm_transposed_share(table,
+                            {.M = M,
+                             .R = R,
+                             .a = a + p * H_pad,
+                             .a_row = a_row,
+                             .a_rows = a_order,
+                             .side = side,
+                             .scratch = scratch,
+                             .also = also,
+                             .packed = p > 0},
+                            team);
       side.c += M * side.c_row;
       also.c += M * also.c_row;
     }
-  }
-  // The same on dA and B in bfloat16.
-  void product_share(const Bf16Kernels& k16, Team& team, ptrdiff_t R, const uint16_t* dA16,
-                     ptrdiff_t dA16_row, const int32_t* dA_order, const uint16_t* b, ptrdiff_t b_row,
-                     const int32_t* b_order, ptrdiff_t n, float* d_weight, uint16_t* scratch) const {
-    const ptrdiff_t products = H == H_pad ? 1 : 4, M = 4 * H / products;
-    for (ptrdiff_t p = 0; p < products; ++p)
-      gemm_transposed_share(k16,
-                            {.M = M,
-                             .N = n,
-                             .R = R,
-                             .a = dA16 + p * H_pad,
-                             .a_row = dA16_row,
-                             .a_rows = dA_order,
-                             .b = b,
-                             .b_row = b_row,
-                             .b_rows = b_order,
-                             .c = d_weight + p * M * n,
-                             .c_row = n,
-                             .scratch = scratch},
-                            team);
   }
   // sums (4, H_pad) += the rows of dA
   void bias_sums_share(const Team& team, ptrdiff_t R, const int32_t* dA_order, T* sums) const {

@@ -57,20 +57,16 @@ class LinearGradients {
         }
         if (!d_weight) return;
         const Scope scope(Phase::kWeightGradient, -1, work);
-        gemm_transposed_share(k16,
-                              {.M = w_.outputs,
-                               .N = w_.inputs,
-                               .R = R,
-                               .a = low_dy_.bf16.data(),
-                               .a_row = low_dy_.pitch,
-                               .a_rows = nullptr,
-                               .b = low_x.bf16.data(),
-                               .b_row = low_x.pitch,
-                               .b_rows = nullptr,
-                               .c = d_weight,
-                               .c_row = w_.inputs,
-                               .scratch = scratch16_[thread].data()},
-                              team);
+        gemm_transposed_share(
+            k16,
+            {.M = w_.outputs,
+             .R = R,
+             .a = low_dy_.bf16.data(),
+             .a_row = low_dy_.pitch,
+             .a_rows = nullptr,
+             .side = {w_.inputs, low_x.bf16.data(), low_x.pitch, nullptr, d_weight, w_.inputs},
+             .scratch = scratch16_[thread].data()},
+            team);
         return;
       }
     }
@@ -93,16 +89,11 @@ class LinearGradients {
     const Scope scope(Phase::kWeightGradient, -1, work);
     gemm_transposed_share<T>(k,
                              {.M = w_.outputs,
-                              .N = w_.inputs,
                               .R = R,
                               .a = dy,
                               .a_row = dy_row,
                               .a_rows = nullptr,
-                              .b = x,
-                              .b_row = w_.inputs,
-                              .b_rows = nullptr,
-                              .c = d_weight,
-                              .c_row = w_.inputs,
+                              .side = {w_.inputs, x, w_.inputs, nullptr, d_weight, w_.inputs},
                               .scratch = scratch_[thread].data()},
                              team);
   }

@@ -141,69 +141,45 @@ inline void round_rows_share(const Bf16Kernels& k, ptrdiff_t rows, ptrdiff_t n, 
                y_row);
 }
 
-// A thread's share of C (M, N) += A^T B: columns of A. `scratch` is the thread's own.
-template <class T>
-void gemm_transposed_share(const Kernels<T>& k, GemmTransposed<T> g, Team& team) {
-  const Share m = share_of(g.M, team.thread(), team.threads(), kTileRows);
-  g.M = m.size();
-  g.a += m.begin;
-  g.c += m.begin * g.c_row;
-  g.also.c += m.begin * g.also.c_row;
-  const ptrdiff_t blocks = (g.R + kReductionBlock - 1) / kReductionBlock,
-                  rows = blocks ? (g.R + blocks - 1) / blocks : 1;
+// A thread's share of C (M, N) += A^T B for one or two B: columns of A, `grain` of them at least. `scratch`
+// is the thread's own.
+template <class Kernel, class Product>
+void gemm_transposed_share(const Kernel& gemm_transposed, Product g, ptrdiff_t grain, Team& team) {
+  static_assert(kReductionBlock % kLowBlock == 0, "the order of a sum of bfloat16 counts rows in blocks");
+  const Share m = share_of(g.M, team.thread(), team.threads(), grain);
+  const ptrdiff_t blocks = std::max<ptrdiff_t>((g.R + kReductionBlock - 1) / kReductionBlock, 1),
+                  rows = low_padded((g.R + blocks - 1) / blocks);
+  const bool packed = g.packed && blocks == 1;
   for (ptrdiff_t r0 = 0; r0 < g.R; r0 += rows) {
-    for (ptrdiff_t m0 = 0; m0 < g.M; m0 += kPieceTransposed) {
-      GemmTransposed<T> piece = g;
-      piece.M = std::min(kPieceTransposed, g.M - m0);
+    for (ptrdiff_t m0 = m.begin; m0 < m.end; m0 += kPieceTransposed) {
+      Product piece = g;
+      piece.M = std::min(kPieceTransposed, m.end - m0);
       piece.R = std::min(rows, g.R - r0);
-      piece.packed = m0 > 0;
+      piece.packed = packed || m0 > m.begin;
+      const auto from_row = [&](auto& x, auto& order, ptrdiff_t x_row) {
+        if (order)
+          order += r0;
+        else
+          x += r0 * x_row;
+      };
+      from_row(piece.a, piece.a_rows, g.a_row);
       piece.a += m0;
-      piece.c += m0 * g.c_row;
-      piece.also.c += m0 * g.also.c_row;
-      if (g.a_rows)
-        piece.a_rows += r0;
-      else
-        piece.a += r0 * g.a_row;
-      if (g.b_rows)
-        piece.b_rows += r0;
-      else
-        piece.b += r0 * g.b_row;
-      if (g.also.b_rows)
-        piece.also.b_rows += r0;
-      else
-        piece.also.b += r0 * g.also.b_row;
-      k.gemm_transposed(piece);
+      for (auto* side : {&piece.side, &piece.also}) {
+        if (side->N == 0) continue;
+        from_row(side->b, side->b_rows, side->b_row);
+        side->c += m0 * side->c_row;
+      }
+      gemm_transposed(piece);
       team.poll();
     }
   }
 }
-
-// The same on bfloat16 operands.
-inline void gemm_transposed_share(const Bf16Kernels& k, GemmTransposedBf16 g, Team& team) {
-  static_assert(kReductionBlock % kLowBlock == 0, "the order of a sum counts rows in blocks");
-  const Share m = share_of(g.M, team.thread(), team.threads(), kLowPanel);
-  g.a += m.begin;
-  g.c += m.begin * g.c_row;
-  for (ptrdiff_t r0 = 0; r0 < g.R; r0 += kReductionBlock) {
-    for (ptrdiff_t m0 = 0; m0 < m.size(); m0 += kPieceTransposed) {
-      GemmTransposedBf16 piece = g;
-      piece.M = std::min(kPieceTransposed, m.size() - m0);
-      piece.R = std::min(kReductionBlock, g.R - r0);
-      piece.packed = m0 > 0;
-      piece.a += m0;
-      piece.c += m0 * g.c_row;
-      if (g.a_rows)
-        piece.a_rows += r0;
-      else
-        piece.a += r0 * g.a_row;
-      if (g.b_rows)
-        piece.b_rows += r0;
-      else
-        piece.b += r0 * g.b_row;
-      k.gemm_transposed(piece);
-      team.poll();
-    }
-  }
+template <class T>
+void gemm_transposed_share(const Kernels<T>& k, const GemmTransposed<T>& g, Team& team) {
+  gemm_transposed_share(k.gemm_transposed, g, kTileRows, team);
+}
+inline void gemm_transposed_share(const Bf16Kernels& k, const GemmTransposedBf16& g, Team& team) {
+  gemm_transposed_share(k.gemm_transposed, g, kLowPanel, team);
 }
 
 }  // namespace fusedlstm
