@@ -237,9 +237,13 @@ struct ByVectors {
     if (g.M <= 2)  // more panels at a time, to hide the latency of the sums
       for (; g.N >= 2 * P * kLowPanel; next(2 * P)) bf16_row_tiles<Pair, 2 * P, 2>(g);
     for (; g.N >= P * kLowPanel; next(P)) bf16_row_tiles<Pair, P, Pair::kRows>(g);
-    if (P > 2 && g.N == 3 * kLowPanel) return bf16_row_tiles<Pair, 3, Pair::kRows>(g);
-    if (P > 1 && g.N == 2 * kLowPanel) return bf16_row_tiles<Pair, 2, Pair::kRows + 2>(g);
-    if (g.N > 0) bf16_row_tiles<Pair, 1, 2 * Pair::kRows>(g);  // few panels: more rows, for as many chains
+    if constexpr (P == 4) {  // the last panels: more rows, for as many chains
+      if (g.N == 3 * kLowPanel) bf16_row_tiles<Pair, 3, Pair::kRows>(g);
+      if (g.N == 2 * kLowPanel) bf16_row_tiles<Pair, 2, Pair::kRows + 2>(g);
+      if (g.N == kLowPanel) bf16_row_tiles<Pair, 1, 2 * Pair::kRows>(g);
+    } else {
+      static_assert(P == 1);
+    }
   }
 };
 

@@ -131,7 +131,8 @@ FUSEDLSTM_INLINE void rows_tile(const CellForward<T>& s, ptrdiff_t m, ptrdiff_t 
 template <class T, Cell Part>
 void cell_rows(const CellForward<T>& s) {
   if (s.M == 1) {  // one row: two blocks at a time, enough chains to hide the latency of fma
-    for_unit_blocks<T, 2>(s, [&](ptrdiff_t u, auto blocks) { cell_tile<T, Part, 1, blocks.count>(s, 0, u, 0); });
+    for_unit_blocks<T, 2>(s,
+                          [&](ptrdiff_t u, auto blocks) { cell_tile<T, Part, 1, blocks.count>(s, 0, u, 0); });
     return;
   }
   for_unit_blocks<T, 1>(s, [&](ptrdiff_t u, auto) {
