@@ -258,6 +258,7 @@ void gemm_bf16_blocks(GemmBf16 g) {
     k += g.K;
     g.a += g.K;
     g.b += g.K * kLowPanel;
+    if (g.ahead) g.ahead += g.K * kLowPanel;
     g.init = g.c;
     g.init_row = g.c_row;
   } while (k < K);
