@@ -324,16 +324,11 @@ class Loop {
     const MatrixRows<T> h = stepwise_.h(0);
     gemm_transposed_share<T>(k_,
                              {.M = O_,
-                              .N = H_,
                               .R = P,
                               .a = z_.data(),
                               .a_row = O_,
                               .a_rows = nullptr,
-                              .b = h.data,
-                              .b_row = h.pitch,
-                              .b_rows = nullptr,
-                              .c = gradients.d_weight,
-                              .c_row = H_,
+                              .side = {H_, h.data, h.pitch, nullptr, gradients.d_weight, H_},
                               .scratch = scratch},
                              team);
     const Share columns = share_of(O_, team.thread(), team.threads(), 16);
@@ -355,16 +350,11 @@ class Loop {
     }
     gemm_transposed_share<T>(k_,
                              {.M = O_,
-                              .N = I_,
                               .R = static_cast<ptrdiff_t>(fed.size()),
                               .a = p_.data(),
                               .a_row = O_,
                               .a_rows = from.data(),
-                              .b = dx_.data(),
-                              .b_row = x_pitch_,
-                              .b_rows = fed.data(),
-                              .c = d_embedding,
-                              .c_row = I_,
+                              .side = {I_, dx_.data(), x_pitch_, fed.data(), d_embedding, I_},
                               .scratch = scratch},
                              team);
   }

@@ -437,9 +437,9 @@ class LayerBackward {
     const Scope scope(Phase::kWeightGradient, layer_,
                       [&] { return elements_work(R * columns.size(), 1, 3 * sizeof(T)); });
     const std::vector<int32_t>& token = tape_.tokens.slot[static_cast<size_t>(direction_)];
-    for (const int32_t row : order.row)
-      k_.add(columns.size(), here.gates + row * gates_pitch_ + columns.begin,
-             d_table_.data() + token[static_cast<size_t>(first + row)] * gates_pitch_ + columns.begin);
+    for (const int32_t at : order.row)
+      k_.add(columns.size(), here.gates + at * gates_pitch_ + columns.begin,
+             d_table_.data() + token[static_cast<size_t>(first + at)] * gates_pitch_ + columns.begin);
   }
 
   void scatter_dX_share(const Team& team, const ChunkTape<T>& here, T* user) const {
