@@ -130,6 +130,32 @@ def test_every_thread_count_on_a_large_batch(dtype, threads, ragged):
     assert_same_results(*results)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "compute_dtype"),
+    [("float32", None), ("float64", None), ("float32", "bfloat16"), ("float32", "int8")],
+)
+def test_chunks_with_and_without_barriers(threads, dtype, compute_dtype):
+    """Stretches of steps with as many sequences for each thread, which then do not wait, and others."""
+    training = compute_dtype != "int8"
+    m = cases.model(I=5, H=40, L=2, dtype=dtype)
+    m.packed = m.lstm.pack(m.flat, backward=training, compute_dtype=compute_dtype)
+    b = cases.batch(m, N=128, T=60)
+    b.h0 = np.tanh(b.h0)  # as int8 wants them
+    b.lengths = np.repeat([60, 40, 20], [64, 33, 31]).astype(np.int32)
+    results = []
+    for count in (1, 2, 4):
+        threads(count)
+        arrays = [*_core.lstm_forward(m.packed, b.x, b.h0, b.c0, b.lengths)]
+        for mode in ("full", "half", "lean") if training else ():
+            *outputs, tape = _core.lstm_forward_tape(m.packed, b.x, b.h0, b.c0, b.lengths, tape=mode)
+            gradients = m.zeros()
+            backward = _core.lstm_backward(m.packed, tape, b.dy, b.dh_n, b.dc_n, gradients=gradients)
+            arrays += [*outputs, *backward, gradients]
+        results.append(arrays)
+    for arrays in zip(*results, strict=True):
+        assert_same_bits(*arrays)
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("ragged", [False, True])
 def test_every_row_alone_and_in_any_batch(isa, dtype, size, ragged):

@@ -83,25 +83,32 @@ class LayerBackward {
     h16_ = Buffer<uint16_t>((rows_.batch() + tape.chunks.most_rows()) * h16_pitch());
   }
 
-  // dh and dc (N, H_pad) of the final states become those of the initial ones.
-  void run(const LstmGradients<T>& gradients, const OutputGradient<T>& dy, T* dh, T* dc,
+  // dh_n, dc_n: (L D, N, H), or null.
+  void run(const LstmGradients<T>& gradients, const OutputGradient<T>& dy, const T* dh_n, const T* dc_n,
            const InputGradient<T>& dX, const Poll& poll) {
     const ptrdiff_t distinct = static_cast<ptrdiff_t>(tape_.tokens.distinct.size());
     Buffer<T> d_embedded(input_.by_token() && gradients.d_embedding ? distinct * packed_.inputs : 0);
-    if (dy.user) step_dy_ = Buffer<T>::zeros(rows_.batch() * pitch_);
+    if (dy.user) step_dy_ = Buffer<T>(rows_.batch() * pitch_);
+    dh_ = Buffer<T>(rows_.batch() * pitch_);
+    dc_ = Buffer<T>(rows_.batch() * pitch_);
     if (dX.user) chunk_dX_ = Buffer<T>(tape_.chunks.most_rows() * row_pitch<T>(packed_.inputs));
     std::vector<ReductionOrder> orders;
     for (ptrdiff_t chunk = 0; chunk < tape_.chunks.count(); ++chunk)
       orders.emplace_back(rows_, tape_.chunks.begin(chunk), tape_.chunks.end(chunk));
     run_job(static_cast<int>(scratch_.size()), poll, [&](Team& team) {
-      if (tape_.mode == TapeMode::kLean) input_.make_table_share(team);
+      if (tape_.mode == TapeMode::kLean && input_.by_token()) input_.make_table_share(team);
+      const RowSet slots = thread_slots(rows_, team);
+      set_states(slots, dh_n, dc_n);
+      if (!split_by_sequences(rows_.batch(), team.threads())) team.barrier();
       for (ptrdiff_t chunk = tape_.chunks.count() - 1; chunk >= 0; --chunk) {
         const ChunkTape<T> here = restore(team, chunk);
-        steps(team, here, dy, dh, dc);
+        steps(team, here, dy);
         team.barrier();
         products(team, here, orders[static_cast<size_t>(chunk)], gradients.parameters, dX);
         if (tape_.mode != TapeMode::kFull || bf16()) team.barrier();  // the next chunk takes the same buffers
       }
+      write_states(slots, gradients);
+      if (dX.user && direction_ == 0) write_padding(slots, dX.user);
       if (!input_.by_token()) return;
       team.barrier();
       if constexpr (std::is_same_v<T, float>)
@@ -128,6 +135,32 @@ class LayerBackward {
   T* scratch(const Team& team) { return scratch_[static_cast<size_t>(team.thread())].data(); }
   uint16_t* scratch16(const Team& team) { return scratch16_[static_cast<size_t>(team.thread())].data(); }
 
+  // dh and dc begin as those of the final states, and become those of the initial ones.
+  void set_states(const RowSet& slots, const T* dh_n, const T* dc_n) {
+    const ptrdiff_t H = shape_.hidden_size, at = index_ * rows_.batch() * H;
+    states_by_slot(rows_, slots, dh_n ? dh_n + at : nullptr, H, H_pad_, pitch_, dh_.data());
+    states_by_slot(rows_, slots, dc_n ? dc_n + at : nullptr, H, H_pad_, pitch_, dc_.data());
+    if (!step_dy_.size()) return;
+    for (ptrdiff_t slot = slots.first; slot < slots.end; slot += slots.stride)
+      std::fill_n(step_dy_.data() + slot * pitch_, H_pad_, T(0));
+  }
+  void write_states(const RowSet& slots, const LstmGradients<T>& gradients) const {
+    const ptrdiff_t H = shape_.hidden_size;
+    for (ptrdiff_t slot = slots.first; slot < slots.end; slot += slots.stride) {
+      const ptrdiff_t to = (index_ * rows_.batch() + rows_.sequence(slot)) * H;
+      std::copy_n(dh_.data() + slot * pitch_, H, gradients.dh0 + to);
+      std::copy_n(dc_.data() + slot * pitch_, H, gradients.dc0 + to);
+    }
+  }
+  // dx is 0 past a sequence's length.
+  void write_padding(const RowSet& slots, T* dx) const {
+    const ptrdiff_t I = packed_.inputs, time = rows_.time();
+    for (ptrdiff_t slot = slots.first; slot < slots.end; slot += slots.stride) {
+      T* const sequence = dx + rows_.sequence(slot) * time * I;
+      std::fill(sequence + rows_.length(slot) * I, sequence + time * I, T(0));
+    }
+  }
+
   // The h before every row of a chunk, in bfloat16; waits for all threads.
   void round_states(Team& team, ptrdiff_t begin, ptrdiff_t end) {
     const ptrdiff_t first = rows_.state_before(begin);
@@ -141,7 +174,7 @@ class LayerBackward {
   // The gates and c of a chunk, as forward left them or made again.
   ChunkTape<T> restore(Team& team, ptrdiff_t chunk) {
     const ptrdiff_t begin = tape_.chunks.begin(chunk), end = tape_.chunks.end(chunk);
-    const ptrdiff_t first = rows_.start(begin), count = rows_.start(end) - first;
+    const ptrdiff_t first = rows_.start(begin);
     ChunkTape<T> here{rows_,
                       begin,
                       end,
@@ -152,12 +185,12 @@ class LayerBackward {
     here.gates = gates_.data();
     input_.gather_share(team, begin, end);
     if (tape_.mode == TapeMode::kHalf) {
-      const Share share = share_of(count, team.thread(), team.threads());
+      const ThreadRows mine = thread_rows(rows_, begin, end, team);
       const Scope scope(Phase::kCopy, layer_,
-                        [&] { return elements_work(share.size() * 4 * H_pad_, 1, sizeof(T) + 2); });
-      for (ptrdiff_t r = share.begin; r < share.end; ++r)
+                        [&] { return elements_work(mine.size() * 4 * H_pad_, 1, sizeof(T) + 2); });
+      for (ptrdiff_t r = mine.first; r < mine.end; r += mine.stride)
         k_.widen_gates(H_pad_, own_.gates16.data() + (first + r) * 4 * H_pad_, here.gates + r * gates_pitch_);
-      team.barrier();
+      if (!mine.own) team.barrier();
       return here;
     }
     here.c = c_.data();
@@ -249,7 +282,7 @@ class LayerBackward {
     }
   }
 
-  void steps(Team& team, const ChunkTape<T>& here, const OutputGradient<T>& dy, T* dh, T* dc) {
+  void steps(Team& team, const ChunkTape<T>& here, const OutputGradient<T>& dy) {
     const bool by_sequences = split_by_sequences(rows_.batch(), team.threads());
     const Slots slots = by_sequences ? Slots{team.thread(), team.threads()} : Slots{0, 1};
     const Share units = by_sequences
@@ -277,8 +310,8 @@ class LayerBackward {
                           .c_prev = here.c + here.c_row_before(s) * pitch_ + slot,
                           .c = here.c + here.c_row_after(s) * pitch_ + slot,
                           .c_row = slots.stride * pitch_,
-                          .dh = dh + slot,
-                          .dc = dc + slot,
+                          .dh = dh_.data() + slot,
+                          .dc = dc_.data() + slot,
                           .d_row = slots.stride * pitch_,
                           .dy = step_dy.data,
                           .dy_row = slots.stride * step_dy.pitch});
@@ -311,7 +344,7 @@ class LayerBackward {
                .b_panel = panel,
                .init = nullptr,
                .init_row = 0,
-               .c = dh + slot + units.begin,
+               .c = dh_.data() + slot + units.begin,
                .c_row = slots.stride * pitch_});
           continue;
         }
@@ -324,47 +357,39 @@ class LayerBackward {
                .b = packed_.recurrent_backward.data() + units.begin * 4 * H_pad_,
                .init = nullptr,
                .init_row = 0,
-               .c = dh + slot + units.begin,
+               .c = dh_.data() + slot + units.begin,
                .c_row = slots.stride * pitch_});
     }
   }
 
-  // dX (R, inputs) = dA W
-  void input_gradient_share(Team& team, ptrdiff_t R, const T* dA, T* dX, ptrdiff_t dX_row) const {
+  // dX (R, inputs) = dA W, of the rows of dA from `first` on that lie `stride` apart
+  void input_gradient_share(Team& team, ptrdiff_t R, const T* dA, T* dX, ptrdiff_t dX_row,
+                            ptrdiff_t first = 0, ptrdiff_t stride = 1) const {
     const Scope scope(Phase::kInputGradient, layer_, [&] {
       return product_work(R, packed_.inputs, 4 * shape_.hidden_size, operand_size<T>(w_.compute), sizeof(T),
                           team.threads());
     });
+    const auto fill = [&](auto product, const auto* a, ptrdiff_t a_row) {
+      product.M = R;
+      product.N = packed_.inputs;
+      product.K = 4 * H_pad_;
+      product.a = a + first * a_row;
+      product.a_row = stride * a_row;
+      product.c = dX + first * dX_row;
+      product.c_row = stride * dX_row;
+      return product;
+    };
     if constexpr (std::is_same_v<T, float>) {
       if (bf16()) {
+        const LowMatrix& weights = packed_.low_input_backward;
         gemm_share(w_.level->bf16,
-                   {.M = R,
-                    .N = packed_.inputs,
-                    .K = 4 * H_pad_,
-                    .a = dA16_.data(),
-                    .a_row = dA16_pitch(),
-                    .b = packed_.low_input_backward.bf16.data(),
-                    .b_panel = 4 * H_pad_ * kLowPanel,
-                    .init = nullptr,
-                    .init_row = 0,
-                    .c = dX,
-                    .c_row = dX_row},
+                   fill(GemmBf16{.b = weights.bf16.data(), .b_panel = 4 * H_pad_ * kLowPanel}, dA16_.data(),
+                        dA16_pitch()),
                    team);
         return;
       }
     }
-    gemm_share<T>(k_,
-                  {.M = R,
-                   .N = packed_.inputs,
-                   .K = 4 * H_pad_,
-                   .a = dA,
-                   .a_row = gates_pitch_,
-                   .b = packed_.input_backward.data(),
-                   .init = nullptr,
-                   .init_row = 0,
-                   .c = dX,
-                   .c_row = dX_row},
-                  team);
+    gemm_share<T>(k_, fill(Gemm<T>{.b = packed_.input_backward.data()}, dA, gates_pitch_), team);
   }
 
   // dW += dA^T X over R rows in the order given
@@ -422,13 +447,18 @@ class LayerBackward {
       if (shape_.bias) weights.bias_sums_share(team, R, row, bias_sums_.data());
     }
     if (!input_.by_token()) {
+      if (!dX.rows && !dX.user) return;
       const ptrdiff_t pitch = row_pitch<T>(packed_.inputs);
-      if (dX.rows) input_gradient_share(team, R, here.gates, dX.rows + first * pitch, pitch);
-      if (dX.user) {
-        input_gradient_share(team, R, here.gates, chunk_dX_.data(), pitch);
-        team.barrier();
-        scatter_dX_share(team, here, dX.user);
+      T* const to = dX.rows ? dX.rows + first * pitch : chunk_dX_.data();
+      const ThreadRows mine = thread_rows(rows_, here.begin, here.end, team);
+      if (mine.own) {
+        Team alone = team.alone();
+        input_gradient_share(alone, mine.size(), here.gates, to, pitch, mine.first, mine.stride);
+      } else {
+        input_gradient_share(team, R, here.gates, to, pitch);
+        if (dX.user) team.barrier();
       }
+      if (dX.user) scatter_dX_share(here, mine, dX.user);
       return;
     }
     // Token input: the derivative of the table row each token took. Products over distinct tokens follow at
@@ -442,21 +472,18 @@ class LayerBackward {
              d_table_.data() + token[static_cast<size_t>(first + at)] * gates_pitch_ + columns.begin);
   }
 
-  void scatter_dX_share(const Team& team, const ChunkTape<T>& here, T* user) const {
+  void scatter_dX_share(const ChunkTape<T>& here, const RowSet& mine, T* user) const {
     const ptrdiff_t I = packed_.inputs;
-    const Share slots = share_of(rows_.active(here.begin), team.thread(), team.threads());
-    const Scope scope(Phase::kCopy, layer_, [&] {
-      return elements_work(here.row(here.end) / team.threads() * I, 0, 2 * sizeof(T));
-    });
-    for (ptrdiff_t slot = slots.begin; slot < slots.end; ++slot) {
-      for (ptrdiff_t s = here.begin; s < std::min(here.end, rows_.length(slot)); ++s) {
-        const T* const from = chunk_dX_.data() + (here.row(s) + slot) * row_pitch<T>(I);
-        T* const to = user + rows_.user_row(s, slot, direction_) * I;
-        if (direction_ == 0)
-          std::copy(from, from + I, to);
-        else
-          k_.add(I, from, to);
-      }
+    const Scope scope(Phase::kCopy, layer_, [&] { return elements_work(mine.size() * I, 0, 2 * sizeof(T)); });
+    ptrdiff_t s = here.begin;
+    for (ptrdiff_t r = mine.first; r < mine.end; r += mine.stride) {
+      while (here.row(s + 1) <= r) ++s;
+      const T* const from = chunk_dX_.data() + r * row_pitch<T>(I);
+      T* const to = user + rows_.user_row(s, r - here.row(s), direction_) * I;
+      if (direction_ == 0)
+        std::copy(from, from + I, to);
+      else
+        k_.add(I, from, to);
     }
   }
 
@@ -477,41 +504,24 @@ class LayerBackward {
   WeightOffsets offset_;
   ptrdiff_t H_pad_, gates_pitch_, pitch_;
   LayerInput<T> input_;
-  Buffer<T> bias_sums_;  // (4, H_pad)
-  Buffer<T> gates_, c_;  // of a chunk, where the tape has them in another form
-  Buffer<T> step_dy_;    // (N, H_pad)
-  Buffer<T> chunk_dX_;   // (rows of a chunk, inputs)
-  Buffer<T> d_table_;    // token input: (distinct, 4 H_pad), gates_pitch apart
+  Buffer<T> bias_sums_;          // (4, H_pad)
+  Buffer<T> gates_, c_;          // of a chunk, where the tape has them in another form
+  Buffer<T> dh_, dc_, step_dy_;  // (N, H_pad)
+  Buffer<T> chunk_dX_;           // (rows of a chunk, inputs)
+  Buffer<T> d_table_;            // token input: (distinct, 4 H_pad), gates_pitch apart
   std::vector<Buffer<T>> scratch_;
   // bfloat16: the rows of dA of a chunk or of d_table_, and the h before them
   Buffer<uint16_t> dA16_, h16_;
   std::vector<Buffer<uint16_t>> scratch16_;
 };
 
-// dh_n or dc_n of one layer and direction in the order of slots.
-template <class T>
-Buffer<T> final_states(const Tape<T>& tape, const T* states, ptrdiff_t index) {
-  const ptrdiff_t N = tape.rows.batch(), H = tape.shape.hidden_size, pitch = tape.state_pitch();
-  Buffer<T> out(N * pitch);
-  states_by_slot(tape.rows, states ? states + index * N * H : nullptr, H, tape.shape.hidden_padded(), pitch,
-                 out.data());
-  return out;
-}
-
 template <class T>
 void layer_backward(const PackedWeights<T>& w, Tape<T>& tape, ptrdiff_t layer, ptrdiff_t direction,
                     const T* dh_n, const T* dc_n, const OutputGradient<T>& dy, const InputGradient<T>& dX,
                     const LstmGradients<T>& gradients, const Poll& poll) {
   const ptrdiff_t N = tape.rows.batch(), P = tape.rows.total(), H = tape.shape.hidden_size;
-  const ptrdiff_t index = layer * tape.shape.directions() + direction, pitch = tape.state_pitch();
   const int threads = layer_threads(N, P, H, tape.shape.layer_inputs(layer)) == 1 ? 1 : num_threads();
-  Buffer<T> dh = final_states(tape, dh_n, index), dc = final_states(tape, dc_n, index);
-  LayerBackward<T>(w, tape, layer, direction, threads).run(gradients, dy, dh.data(), dc.data(), dX, poll);
-  for (ptrdiff_t slot = 0; slot < N; ++slot) {
-    const ptrdiff_t to = (index * N + tape.rows.sequence(slot)) * H;
-    std::copy(dh.data() + slot * pitch, dh.data() + slot * pitch + H, gradients.dh0 + to);
-    std::copy(dc.data() + slot * pitch, dc.data() + slot * pitch + H, gradients.dc0 + to);
-  }
+  LayerBackward<T>(w, tape, layer, direction, threads).run(gradients, dy, dh_n, dc_n, dX, poll);
 }
 
 template <class T>
@@ -589,12 +599,6 @@ void lstm_backward(const PackedWeights<T>& w, Tape<T>& tape, const T* dy, const 
       layer_backward(w, tape, layer, direction, dh_n, dc_n, output, input, gradients, poll);
     }
     dX_above = std::move(dX);
-  }
-  if (!gradients.dx || tape.token_input) return;
-  const ptrdiff_t N = tape.rows.batch(), time = tape.rows.time(), I = shape.input_size;
-  for (ptrdiff_t slot = 0; slot < N; ++slot) {  // padding
-    T* const dx = gradients.dx + tape.rows.sequence(slot) * time * I;
-    std::fill(dx + tape.rows.length(slot) * I, dx + time * I, T(0));
   }
 }
 

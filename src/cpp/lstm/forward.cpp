@@ -37,16 +37,62 @@ struct LayerRun {
   LayerInput<T>& input;
   ptrdiff_t index;  // of the layer, for the profiler
   ptrdiff_t direction;
-  T* y;                   // the user's, of the top layer; or null
+  const LstmStates<T>& initial;
+  const LstmOutputs<T>& out;
+  T* y;                   // out.y, of the top layer; or null
   Buffer<T> chunk_gates;  // where the tape has none
   LowRows low_h[2];       // low precision: h before and after a step
 
   void operator()(Team& team) {
-    input.make_table_share(team);
+    if (input.by_token()) {
+      input.make_table_share(team);
+      team.barrier();
+    }
+    const RowSet slots = thread_slots(tape.rows, team);
+    set_states(slots);
     for (ptrdiff_t chunk = 0; chunk < tape.chunks.count(); ++chunk) steps(team, chunk);
+    write_states(slots);
+    if (y && direction == 0) write_padding(slots);
   }
 
  private:
+  void set_states(const RowSet& slots) {
+    const LstmShape& shape = w.shape;
+    const ptrdiff_t H = shape.hidden_size, pitch = tape.state_pitch(),
+                    at = (index * shape.directions() + direction) * tape.rows.batch() * H;
+    const auto set = [&](const T* states, T* to) {
+      states_by_slot(tape.rows, slots, states ? states + at : nullptr, H, shape.hidden_padded(), pitch, to);
+    };
+    set(initial.h0, own.h.data());
+    set(initial.c0, own.c.data());
+    if constexpr (std::is_same_v<T, float>)
+      if (w.compute != Compute::kFull)
+        low_h[0].round_units(*w.level, slots.first, slots.stride, slots.size(), 0, H,
+                             own.h.data() + slots.first * pitch, slots.stride * pitch);
+  }
+
+  void write_states(const RowSet& slots) const {
+    const Rows& rows = tape.rows;
+    const bool keep_c = tape.mode == TapeMode::kFull || tape.mode == TapeMode::kHalf;
+    const ptrdiff_t H = w.shape.hidden_size, pitch = tape.state_pitch(),
+                    first = (index * w.shape.directions() + direction) * rows.batch();
+    for (ptrdiff_t slot = slots.first; slot < slots.end; slot += slots.stride) {
+      const ptrdiff_t to = (first + rows.sequence(slot)) * H;
+      std::copy_n(own.h.data() + own.h_final(rows, slot) * pitch, H, out.h_n + to);
+      std::copy_n(own.c.data() + (keep_c ? rows.final_state(slot) : slot) * pitch, H, out.c_n + to);
+    }
+  }
+
+  // y is 0 past a sequence's length.
+  void write_padding(const RowSet& slots) const {
+    const Rows& rows = tape.rows;
+    const ptrdiff_t outputs = w.shape.outputs();
+    for (ptrdiff_t slot = slots.first; slot < slots.end; slot += slots.stride) {
+      T* const sequence = y + rows.sequence(slot) * rows.time() * outputs;
+      std::fill(sequence + rows.length(slot) * outputs, sequence + rows.time() * outputs, T(0));
+    }
+  }
+
   void steps(Team& team, ptrdiff_t chunk) {
     const Rows& rows = tape.rows;
     const bool full = tape.mode == TapeMode::kFull, half = tape.mode == TapeMode::kHalf,
@@ -54,18 +100,24 @@ struct LayerRun {
     const ptrdiff_t begin = tape.chunks.begin(chunk), end = tape.chunks.end(chunk), first = rows.start(begin);
     const ptrdiff_t gates_pitch = tape.gates_pitch(), state_pitch = tape.state_pitch();
     T* const gates = full ? own.gates.data() + first * gates_pitch : chunk_gates.data();
+    const ThreadRows mine = thread_rows(rows, begin, end, team);
+    const auto wait = [&] {
+      if (!mine.own) team.barrier();
+    };
+    wait();  // others may still read what this chunk overwrites
     if (own.copy.size())
       input.copy_share(team, begin, end, own.copy.data() + first * own.x.pitch);
     else
       input.gather_share(team, begin, end);
-    team.barrier();
+    wait();
     input.products_share(team, begin, end, gates);
     if (tape.mode == TapeMode::kLean) {
-      const Share slots = share_of(rows.active(begin), team.thread(), team.threads());
-      std::copy(own.c.data() + slots.begin * state_pitch, own.c.data() + slots.end * state_pitch,
-                own.c_chunks.data() + (tape.chunks.state(chunk) + slots.begin) * state_pitch);
+      const RowSet states = thread_rows(rows, begin, begin + 1, team);
+      for (ptrdiff_t slot = states.first; slot < states.end; slot += states.stride)
+        std::copy_n(own.c.data() + slot * state_pitch, state_pitch,
+                    own.c_chunks.data() + (tape.chunks.state(chunk) + slot) * state_pitch);
     }
-    team.barrier();
+    wait();
 
     const ptrdiff_t H_pad = w.shape.hidden_padded();
     const bool by_sequences = split_by_sequences(rows.batch(), team.threads());
@@ -109,14 +161,13 @@ struct LayerRun {
       else
         team.barrier();
     }
-    team.barrier();  // the next chunk overwrites what others may still read
+    wait();
     if (!half) return;
-    const Share narrow = share_of(rows.start(end) - first, team.thread(), team.threads());
     const Scope scope(Phase::kCopy, index,
-                      [&] { return elements_work(narrow.size() * 4 * H_pad, 2, sizeof(T) + 2); });
-    for (ptrdiff_t r = narrow.begin; r < narrow.end; ++r)
+                      [&] { return elements_work(mine.size() * 4 * H_pad, 2, sizeof(T) + 2); });
+    for (ptrdiff_t r = mine.first; r < mine.end; r += mine.stride)
       w.kernels().narrow_gates(H_pad, gates + r * gates_pitch, own.gates16.data() + (first + r) * 4 * H_pad);
-    team.barrier();
+    wait();
   }
 
   // What this thread has made of h in a step, to y while it is in a cache.
@@ -165,24 +216,22 @@ void find_tokens(Tape<T>& tape, const LstmInput<T>& input) {
 
 template <class T>
 void forward_layer(const PackedWeights<T>& w, Tape<T>& tape, const LstmInput<T>& input,
-                   const LstmStates<T>& initial, ptrdiff_t layer, ptrdiff_t direction, T* y,
-                   const Poll& poll) {
+                   const LstmStates<T>& initial, ptrdiff_t layer, ptrdiff_t direction,
+                   const LstmOutputs<T>& out, const Poll& poll) {
   const Rows& rows = tape.rows;
   const LstmShape& shape = tape.shape;
   const ptrdiff_t N = rows.batch(), P = rows.total(), H = shape.hidden_size, H_pad = shape.hidden_padded(),
                   D = shape.directions(), pitch = tape.state_pitch();
+  const bool top = layer + 1 == shape.num_layers;
   const ptrdiff_t index = layer * D + direction, inputs = shape.layer_inputs(layer);
   const bool full = tape.mode == TapeMode::kFull, half = tape.mode == TapeMode::kHalf;
   LayerTape<T>& own = tape.layers[static_cast<size_t>(index)];
   if (full) own.gates = Buffer<T>(P * tape.gates_pitch());
   if (half) own.gates16 = Buffer<uint16_t>(P * 4 * H_pad);
   if (tape.mode == TapeMode::kLean) own.c_chunks = Buffer<T>(tape.chunks.state(tape.chunks.count()) * pitch);
-  own.two_steps = tape.mode == TapeMode::kNone && layer + 1 == shape.num_layers;
+  own.two_steps = tape.mode == TapeMode::kNone && top;
   own.h = Buffer<T>((N + (own.two_steps ? N : P)) * pitch);
   own.c = Buffer<T>((N + (full || half ? P : 0)) * pitch);
-  const ptrdiff_t state = index * N * H;
-  states_by_slot(rows, initial.h0 ? initial.h0 + state : nullptr, H, H_pad, pitch, own.h.data());
-  states_by_slot(rows, initial.c0 ? initial.c0 + state : nullptr, H, H_pad, pitch, own.c.data());
 
   if (layer == 0 && tape.token_input) {
     // looked up
@@ -202,36 +251,12 @@ void forward_layer(const PackedWeights<T>& w, Tape<T>& tape, const LstmInput<T>&
                   .input = layer_input,
                   .index = layer,
                   .direction = direction,
-                  .y = y,
+                  .initial = initial,
+                  .out = out,
+                  .y = top ? out.y : nullptr,
                   .chunk_gates = Buffer<T>(full ? 0 : tape.chunks.most_rows() * tape.gates_pitch()),
                   .low_h = {LowRows(w.compute, N, H), LowRows(w.compute, N, H)}};
-  if constexpr (std::is_same_v<T, float>)
-    if (w.compute != Compute::kFull) run.low_h[0].round(*w.level, 0, N, own.h.data(), pitch, true);
   run_job(layer_threads(N, P, H, inputs), poll, [&](Team& team) { run(team); });
-}
-
-template <class T>
-void write_outputs(const Tape<T>& tape, const LstmOutputs<T>& out) {
-  const bool keep_c = tape.mode == TapeMode::kFull || tape.mode == TapeMode::kHalf;
-  const Rows& rows = tape.rows;
-  const LstmShape& shape = tape.shape;
-  const ptrdiff_t N = rows.batch(), T_ = rows.time(), H = shape.hidden_size, D = shape.directions();
-  const ptrdiff_t pitch = tape.state_pitch();
-  for (size_t index = 0; index < tape.layers.size(); ++index) {
-    for (ptrdiff_t slot = 0; slot < N; ++slot) {
-      const ptrdiff_t to = (static_cast<ptrdiff_t>(index) * N + rows.sequence(slot)) * H;
-      const LayerTape<T>& layer = tape.layers[index];
-      const T* h = layer.h.data() + layer.h_final(rows, slot) * pitch;
-      const T* c = layer.c.data() + (keep_c ? rows.final_state(slot) : slot) * pitch;
-      std::copy(h, h + H, out.h_n + to);
-      std::copy(c, c + H, out.c_n + to);
-    }
-  }
-  if (!out.y) return;
-  for (ptrdiff_t slot = 0; slot < N; ++slot) {
-    T* const y = out.y + rows.sequence(slot) * T_ * D * H;
-    std::fill(y + rows.length(slot) * D * H, y + T_ * D * H, T(0));
-  }
 }
 
 template <class T>
@@ -258,9 +283,7 @@ std::unique_ptr<Tape<T>> forward(const PackedWeights<T>& w, ptrdiff_t N, ptrdiff
   if ((tape->token_input = input.tokens != nullptr)) find_tokens(*tape, input);
   for (ptrdiff_t layer = 0; layer < w.shape.num_layers; ++layer)
     for (ptrdiff_t direction = 0; direction < D; ++direction)
-      forward_layer(w, *tape, input, initial, layer, direction,
-                    layer + 1 < w.shape.num_layers ? nullptr : out.y, poll);
-  write_outputs(*tape, out);
+      forward_layer(w, *tape, input, initial, layer, direction, out, poll);
   return tape;
 }
 

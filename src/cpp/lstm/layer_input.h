@@ -8,6 +8,7 @@
 
 #include "lstm/low_precision.h"
 #include "lstm/packing.h"
+#include "lstm/split.h"
 #include "lstm/tape.h"
 #include "runtime/finite.h"
 #include "runtime/products.h"
@@ -45,11 +46,11 @@ class LayerInput {
 
   // Token input: W x + b of every token that occurs, once. A barrier must follow.
   void make_table_share(Team& team) {
-    if (!by_token()) return;
-    product_share(team, embedded(), distinct(), table_.data());
+    product_share(team, low_, embedded(), distinct(), table_.data(), tape_.gates_pitch());
   }
 
-  // Input rows of the steps [begin, end). Where they are not kept, a barrier must follow.
+  // Input rows of the steps [begin, end). Where they are not kept and not a thread's own, a barrier must
+  // follow.
   bool gathers() const { return gathered_.size() > 0; }
   void gather_share(const Team& team, ptrdiff_t begin, ptrdiff_t end) {
     if (gathers()) copy_share(team, begin, end, gathered_.data());
@@ -60,55 +61,64 @@ class LayerInput {
   }
   void copy_share(const Team& team, ptrdiff_t begin, ptrdiff_t end, T* to) const {
     const Rows& rows = tape_.rows;
-    const Share steps = share_of(end - begin, team.thread(), team.threads());
-    const Scope scope(Phase::kCopy, layer_, [&] {
-      return elements_work((rows.start(begin + steps.end) - rows.start(begin + steps.begin)) * packed_.inputs,
-                           0, 2 * sizeof(T));
-    });
-    for (ptrdiff_t s = begin + steps.begin; s < begin + steps.end; ++s)
-      for (ptrdiff_t slot = 0; slot < rows.active(s); ++slot)
-        copy_row(s, slot, to + (rows.start(s) - rows.start(begin) + slot) * row_pitch<T>(packed_.inputs));
+    const ThreadRows mine = thread_rows(rows, begin, end, team);
+    const Scope scope(Phase::kCopy, layer_,
+                      [&] { return elements_work(mine.size() * packed_.inputs, 0, 2 * sizeof(T)); });
+    const ptrdiff_t first = rows.start(begin);
+    ptrdiff_t s = begin;
+    for (ptrdiff_t r = mine.first; r < mine.end; r += mine.stride) {
+      while (rows.start(s + 1) - first <= r) ++s;
+      copy_row(s, first + r - rows.start(s), to + r * row_pitch<T>(packed_.inputs));
+    }
   }
 
   // gates (rows, 4, H_pad) = W x + b of the steps [begin, end), after the barriers that those above ask for.
   void products_share(Team& team, ptrdiff_t begin, ptrdiff_t end, T* gates) {
     const ptrdiff_t first = tape_.rows.start(begin), count = tape_.rows.start(end) - first;
     const ptrdiff_t columns = packed_.bias.size(), pitch = tape_.gates_pitch();
+    const ThreadRows mine = thread_rows(tape_.rows, begin, end, team);
     if (by_token()) {
       const std::vector<int32_t>& token = tape_.tokens.slot[static_cast<size_t>(direction_)];
-      const Share share = share_of(count, team.thread(), team.threads());
       const Scope scope(Phase::kInput, layer_,
-                        [&] { return elements_work(share.size() * columns, 0, 2 * sizeof(T)); });
-      for (ptrdiff_t r = share.begin; r < share.end; ++r) {
+                        [&] { return elements_work(mine.size() * columns, 0, 2 * sizeof(T)); });
+      for (ptrdiff_t r = mine.first; r < mine.end; r += mine.stride) {
         const T* from = table_.data() + token[static_cast<size_t>(first + r)] * pitch;
         std::copy(from, from + columns, gates + r * pitch);
       }
       return;
     }
-    if (not_finite_) check_share(team, rows(begin), count);
-    product_share(team, rows(begin), count, gates);
+    const MatrixRows<T> x = rows(begin);
+    if (not_finite_) check(x, mine);
+    if (!mine.own) return product_share(team, low_, x, count, gates, pitch);
+    Team alone = team.alone();
+    LowRows low;
+    if (w_.compute != Compute::kFull) low = LowRows(w_.compute, mine.size(), packed_.inputs);
+    product_share(alone, low, {x.row(mine.first), mine.stride * x.pitch}, mine.size(),
+                  gates + mine.first * pitch, mine.stride * pitch);
   }
 
   // `count` of these rows, or of those of the embedding, in low precision; waits for all threads.
-  const LowRows& rounded(Team& team, MatrixRows<T> x, ptrdiff_t count) {
-    if constexpr (std::is_same_v<T, float>)
-      low_.round_share(*w_.level, count, x.data, x.pitch, layer_ > 0, team);
-    team.barrier();
-    return low_;
-  }
+  const LowRows& rounded(Team& team, MatrixRows<T> x, ptrdiff_t count) { return round(team, low_, x, count); }
   MatrixRows<T> embedded() const { return {tape_.tokens.embedded.data(), row_pitch<T>(packed_.inputs)}; }
 
  private:
-  // to (count, 4, H_pad) = W x + b
-  void product_share(Team& team, MatrixRows<T> x, ptrdiff_t count, T* to) {
+  const LowRows& round(Team& team, LowRows& low, MatrixRows<T> x, ptrdiff_t count) const {
+    if constexpr (std::is_same_v<T, float>)
+      low.round_share(*w_.level, count, x.data, x.pitch, layer_ > 0, team);
+    team.barrier();
+    return low;
+  }
+
+  // to (count, 4, H_pad) = W x + b; `low` takes x in low precision.
+  void product_share(Team& team, LowRows& low, MatrixRows<T> x, ptrdiff_t count, T* to,
+                     ptrdiff_t to_row) const {
     const Scope scope(Phase::kInput, layer_, [&] {
       return product_work(count, 4 * tape_.shape.hidden_size, packed_.inputs, operand_size<T>(w_.compute),
                           sizeof(T), team.threads());
     });
     if constexpr (std::is_same_v<T, float>) {
       if (w_.compute != Compute::kFull) {
-        low_input_share(*w_.level, packed_, rounded(team, x, count), count, layer_ > 0, to,
-                        tape_.gates_pitch(), team);
+        low_input_share(*w_.level, packed_, round(team, low, x, count), count, layer_ > 0, to, to_row, team);
         return;
       }
     }
@@ -122,16 +132,15 @@ class LayerInput {
                    .init = packed_.bias.data(),
                    .init_row = 0,
                    .c = to,
-                   .c_row = tape_.gates_pitch()},
+                   .c_row = to_row},
                   team);
   }
 
   // The product reads these rows next.
-  void check_share(const Team& team, MatrixRows<T> x, ptrdiff_t count) const {
-    const Share share = share_of(count, team.thread(), team.threads());
+  void check(MatrixRows<T> x, const RowSet& mine) const {
     const Scope scope(Phase::kCopy, layer_,
-                      [&] { return elements_work(share.size() * packed_.inputs, 0, sizeof(T)); });
-    for (ptrdiff_t r = share.begin; r < share.end; ++r)
+                      [&] { return elements_work(mine.size() * packed_.inputs, 0, sizeof(T)); });
+    for (ptrdiff_t r = mine.first; r < mine.end; r += mine.stride)
       if (!all_finite(x.row(r), packed_.inputs)) not_finite_->store(true, std::memory_order_relaxed);
   }
 

@@ -11,6 +11,13 @@
 
 namespace fusedlstm {
 
+// Some rows of a matrix, or slots: for (r = first; r < end; r += stride).
+struct RowSet {
+  ptrdiff_t first, end, stride;
+
+  ptrdiff_t size() const { return end > first ? (end - first + stride - 1) / stride : 0; }
+};
+
 class Rows {
  public:
   // lengths: N values in 0 .. T, or null for N sequences of length T.

@@ -31,10 +31,10 @@ Stepwise<T>::Stepwise(const PackedWeights<T>& w, const Rows& rows, const LstmSta
     own.gates = Buffer<T>(P * tape_.gates_pitch());
     own.h = Buffer<T>((N + P) * pitch);
     own.c = Buffer<T>((N + P) * pitch);
-    states_by_slot(rows, initial.h0 ? initial.h0 + layer * N * H : nullptr, H, w.shape.hidden_padded(), pitch,
-                   own.h.data());
-    states_by_slot(rows, initial.c0 ? initial.c0 + layer * N * H : nullptr, H, w.shape.hidden_padded(), pitch,
-                   own.c.data());
+    states_by_slot(rows, {0, N, 1}, initial.h0 ? initial.h0 + layer * N * H : nullptr, H,
+                   w.shape.hidden_padded(), pitch, own.h.data());
+    states_by_slot(rows, {0, N, 1}, initial.c0 ? initial.c0 + layer * N * H : nullptr, H,
+                   w.shape.hidden_padded(), pitch, own.c.data());
     if (layer == 0) continue;
     if (dropout > 0) own.copy = Buffer<T>(P * pitch);
     own.x = {dropout > 0 ? own.copy.data() : tape_of(layer - 1).h.data() + N * pitch, pitch};
@@ -266,7 +266,7 @@ void Stepwise<T>::begin_backward(const T* dh_n, const T* dc_n) {
   for (ptrdiff_t layer = 0; layer < tape_.shape.num_layers; ++layer) {
     for (auto [states, rows] : {std::pair{dh_n, &dh_}, std::pair{dc_n, &dc_}}) {
       rows->emplace_back(N * pitch);
-      states_by_slot(tape_.rows, states ? states + layer * N * H : nullptr, H, H_pad, pitch,
+      states_by_slot(tape_.rows, {0, N, 1}, states ? states + layer * N * H : nullptr, H, H_pad, pitch,
                      rows->back().data());
     }
     bias_sums_.push_back(Buffer<T>::zeros(4 * H_pad));

@@ -113,11 +113,11 @@ struct Tape {
 };
 
 // States (N, H) of one layer and direction (null: 0) in the order of slots, as the first N rows of a state
-// matrix.
+// matrix: those of some slots.
 template <class T>
-void states_by_slot(const Rows& rows, const T* states, ptrdiff_t H, ptrdiff_t H_pad, ptrdiff_t pitch,
-                    T* out) {
-  for (ptrdiff_t slot = 0; slot < rows.batch(); ++slot) {
+void states_by_slot(const Rows& rows, const RowSet& slots, const T* states, ptrdiff_t H, ptrdiff_t H_pad,
+                    ptrdiff_t pitch, T* out) {
+  for (ptrdiff_t slot = slots.first; slot < slots.end; slot += slots.stride) {
     T* row = out + slot * pitch;
     const T* state = states ? states + rows.sequence(slot) * H : nullptr;
     for (ptrdiff_t u = 0; u < H; ++u) row[u] = state ? state[u] : T(0);

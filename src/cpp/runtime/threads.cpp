@@ -248,7 +248,7 @@ void Team::barrier() {
 
 void Team::poll() {
   if (state_.stop.load(std::memory_order_relaxed)) throw Interrupted();
-  if (thread_ != 0 || !state_.poll) return;
+  if (!asks_ || !state_.poll) return;
   const auto now = std::chrono::steady_clock::now();
   if (now - state_.last_poll < kPollEvery) return;
   state_.last_poll = now;

@@ -34,9 +34,17 @@ void pause_forever();
 // One thread's place in a running job.
 class Team {
  public:
-  Team(int thread, int threads, struct JobState& state) : thread_(thread), threads_(threads), state_(state) {}
+  Team(int thread, int threads, struct JobState& state)
+      : thread_(thread), threads_(threads), asks_(thread == 0), state_(state) {}
   int thread() const { return thread_; }
   int threads() const { return threads_; }
+  // This thread as a team of its own, for work of which the others take no share.
+  Team alone() const {
+    Team team = *this;
+    team.thread_ = 0;
+    team.threads_ = 1;
+    return team;
+  }
   // Waits for all threads; throws Interrupted in all of them once one has been interrupted.
   void barrier();
   // Throws Interrupted when the call is to end. Costs a clock read on thread 0, a load on others.
@@ -44,6 +52,7 @@ class Team {
 
  private:
   int thread_, threads_;
+  bool asks_;  // the caller's poll
   struct JobState& state_;
 };
 
