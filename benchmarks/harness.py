@@ -7,9 +7,11 @@ medians and quartiles, and the machine, commit, instruction set, threads and sha
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import statistics
@@ -34,6 +36,8 @@ SETTLE = 0.06  # seconds before a sample: threads of the side before spin in wai
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "benchmarks"  # programs that were compiled for this machine
 SHORTEST_SAMPLE = 0.03  # seconds; shorter calls are repeated within one: the first after the pause is slower
+APART = 2.0  # times the shortest round trip of a cache line: from there on the CPUs share no last-level cache
+FEWEST_ROUNDS = 5
 seconds_per_case = 60.0  # for all samples of a case: the slowest contestants get fewer, at least 5
 LIMITED = os.environ.get("FUSEDLSTM_ISA") == "avx2"  # then the ceilings are those of AVX2 too
 
@@ -109,7 +113,8 @@ def alternate_all(
     """Seconds per call, all measured in turn, by peer: ``ratio`` > 1 means that fusedlstm is faster.
 
     ``ratio`` is the ratio of the medians; its quartiles are those of the ratios of neighbouring samples, and
-    ``ratio_of_least`` is that of the shortest samples.
+    ``ratio_of_least`` is that of the shortest samples. Rounds in which the CPUs were far apart are left out
+    where enough others are left; their number and the ratio of their medians are ``apart``.
     """
     works = [ours, *peers.values()]
     for work in works:
@@ -120,14 +125,13 @@ def alternate_all(
     if round_seconds < 1:  # else this was warm-up enough
         for work in works:
             work()
-    repetitions = min(repetitions, max(5, int(seconds_per_case / round_seconds)))
-    rounds = [
-        [_sample(work, count) for work, count in zip(works, calls, strict=True)] for _ in range(repetitions)
-    ]
-    our_seconds, *peer_seconds = (list(column) for column in zip(*rounds, strict=True))
+    repetitions = min(repetitions, max(FEWEST_ROUNDS, int(seconds_per_case / round_seconds)))
+    near, apart = _rounds(works, calls, repetitions)
+    chosen = near if len(near) >= min(FEWEST_ROUNDS, repetitions) else near + apart
+    our_seconds, *peer_seconds = (list(column) for column in zip(*chosen, strict=True))
     mine = _summary(our_seconds)
     records = {}
-    for name, samples in zip(peers, peer_seconds, strict=True):
+    for column, (name, samples) in enumerate(zip(peers, peer_seconds, strict=True), start=1):
         theirs = _summary(samples)
         spread = _summary([peer / our for our, peer in zip(our_seconds, samples, strict=True)])
         records[name] = {
@@ -137,8 +141,60 @@ def alternate_all(
             "ratio_lower_quartile": spread["lower_quartile"],
             "ratio_upper_quartile": spread["upper_quartile"],
             "ratio_of_least": theirs["least"] / mine["least"],
+            "round_trip_ns": _shortest_trip if math.isfinite(_shortest_trip) else None,
+            "apart": {
+                "rounds": len(apart),
+                "left_out": chosen is near,
+                "ratio": statistics.median(one[column] for one in apart)
+                / statistics.median(one[0] for one in apart)
+                if apart
+                else None,
+            },
         }
     return records
+
+
+_shortest_trip = math.inf  # of all that this process has measured
+
+
+def _rounds(
+    works: list[Callable[[], object]], calls: list[int], repetitions: int
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Samples of all works in turn: ``repetitions`` rounds with the CPUs near each other, and the others.
+
+    A virtual CPU may be moved to another core for some seconds. With two that share no last-level cache, what
+    one thread writes and the other reads takes several times as long; arithmetic does not. After as many
+    rounds apart as are wanted near, no more are tried.
+    """
+    global _shortest_trip
+    near: list[list[float]] = []
+    apart: list[list[float]] = []
+    trip = _round_trip()
+    after = trip()
+    while len(near) < repetitions and len(apart) < repetitions:
+        before = after
+        samples = [_sample(work, count) for work, count in zip(works, calls, strict=True)]
+        after = trip()
+        _shortest_trip = min(_shortest_trip, before, after)
+        (apart if max(before, after) > APART * _shortest_trip else near).append(samples)
+    return near, apart
+
+
+@functools.cache
+def _round_trip() -> Callable[[], float]:
+    """Nanoseconds of `native/round_trip.cpp`; infinite with one CPU, or without a C++ compiler."""
+    if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) > 1:
+        library = compiled("native/round_trip.cpp", "-shared", "-fPIC")
+        if library is not None:
+            function = ctypes.CDLL(library).round_trip_ns
+            function.restype = ctypes.c_double
+
+            def measured() -> float:
+                time.sleep(SETTLE)
+                return float(function())
+
+            return measured
+    return lambda: math.inf
 
 
 def beside_itself(records: dict[str, Record], own: Iterable[str]) -> dict[str, Record]:
@@ -312,6 +368,8 @@ def line_of(record: Record) -> str:
     parts = [head]
     parts.append(f"ours {_duration(ours)}  {record['peer']} {_duration(peer)}  ratio {record['ratio']:.2f}")
     parts.append(f"[{record['ratio_lower_quartile']:.2f}, {record['ratio_upper_quartile']:.2f}]")
+    if record["apart"]["rounds"]:
+        parts.append(f"{record['apart']['rounds']} rounds apart: {record['apart']['ratio']:.2f}")
     if "ours_gflops" in record:
         parts.append(f"{record['ours_gflops']:.0f} and {record['peer_gflops']:.0f} GF/s")
     if "ours_fraction_of_peak" in record:
