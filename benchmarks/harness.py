@@ -36,7 +36,10 @@ SETTLE = 0.06  # seconds before a sample: threads of the side before spin in wai
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "benchmarks"  # programs that were compiled for this machine
 SHORTEST_SAMPLE = 0.03  # seconds; shorter calls are repeated within one: the first after the pause is slower
-APART = 2.0  # times the shortest round trip of a cache line: from there on the CPUs share no last-level cache
+# A round counts as disturbed where a cache line took so many times the shortest round trip of the run between
+# the CPUs (they share no last-level cache), or all CPUs at once made less than this part of the most
+# multiply-adds (they share a core, or somebody else's thread does with one of them).
+FAR, SLOW = 2.0, 0.75
 FEWEST_ROUNDS = 5
 seconds_per_case = 60.0  # for all samples of a case: the slowest contestants get fewer, at least 5
 LIMITED = os.environ.get("FUSEDLSTM_ISA") == "avx2"  # then the ceilings are those of AVX2 too
@@ -113,8 +116,8 @@ def alternate_all(
     """Seconds per call, all measured in turn, by peer: ``ratio`` > 1 means that fusedlstm is faster.
 
     ``ratio`` is the ratio of the medians; its quartiles are those of the ratios of neighbouring samples, and
-    ``ratio_of_least`` is that of the shortest samples. Rounds in which the CPUs were far apart are left out
-    where enough others are left; their number and the ratio of their medians are ``apart``.
+    ``ratio_of_least`` is that of the shortest samples. Rounds in which the machine disturbed the CPUs are
+    left out where enough others are left; their number and the ratio of their medians are ``disturbed``.
     """
     works = [ours, *peers.values()]
     for work in works:
@@ -126,8 +129,8 @@ def alternate_all(
         for work in works:
             work()
     repetitions = min(repetitions, max(FEWEST_ROUNDS, int(seconds_per_case / round_seconds)))
-    near, apart = _rounds(works, calls, repetitions)
-    chosen = near if len(near) >= min(FEWEST_ROUNDS, repetitions) else near + apart
+    quiet, disturbed = _rounds(works, calls, repetitions)
+    chosen = quiet if len(quiet) >= min(FEWEST_ROUNDS, repetitions) else quiet + disturbed
     our_seconds, *peer_seconds = (list(column) for column in zip(*chosen, strict=True))
     mine = _summary(our_seconds)
     records = {}
@@ -141,60 +144,66 @@ def alternate_all(
             "ratio_lower_quartile": spread["lower_quartile"],
             "ratio_upper_quartile": spread["upper_quartile"],
             "ratio_of_least": theirs["least"] / mine["least"],
-            "round_trip_ns": _shortest_trip if math.isfinite(_shortest_trip) else None,
-            "apart": {
-                "rounds": len(apart),
-                "left_out": chosen is near,
-                "ratio": statistics.median(one[column] for one in apart)
-                / statistics.median(one[0] for one in apart)
-                if apart
+            "disturbed": {
+                "rounds": len(disturbed),
+                "left_out": chosen is quiet,
+                "ratio": statistics.median(one[column] for one in disturbed)
+                / statistics.median(one[0] for one in disturbed)
+                if disturbed
                 else None,
             },
         }
     return records
 
 
-_shortest_trip = math.inf  # of all that this process has measured
-
-
 def _rounds(
     works: list[Callable[[], object]], calls: list[int], repetitions: int
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """Samples of all works in turn: ``repetitions`` rounds with the CPUs near each other, and the others.
+    """Samples of all works in turn: rounds that the machine did not disturb, and others.
 
-    A virtual CPU may be moved to another core for some seconds. With two that share no last-level cache, what
-    one thread writes and the other reads takes several times as long; arithmetic does not. After as many
-    rounds apart as are wanted near, no more are tried.
+    Ends with ``repetitions`` of either. Virtual CPUs are moved between cores, for some seconds at a time: two
+    may share a core, and do half the arithmetic, or be far apart, and pass data to each other slowly.
     """
-    global _shortest_trip
-    near: list[list[float]] = []
-    apart: list[list[float]] = []
-    trip = _round_trip()
-    after = trip()
-    while len(near) < repetitions and len(apart) < repetitions:
+    quiet: list[list[float]] = []
+    disturbed: list[list[float]] = []
+    after = _cpus().undisturbed()
+    while len(quiet) < repetitions and len(disturbed) < repetitions:
         before = after
         samples = [_sample(work, count) for work, count in zip(works, calls, strict=True)]
-        after = trip()
-        _shortest_trip = min(_shortest_trip, before, after)
-        (apart if max(before, after) > APART * _shortest_trip else near).append(samples)
-    return near, apart
+        after = _cpus().undisturbed()
+        (quiet if before and after else disturbed).append(samples)
+    return quiet, disturbed
+
+
+class _Cpus:
+    """What `native/cpus.cpp` says of the CPUs of this process; without it they are taken for undisturbed."""
+
+    def __init__(self) -> None:
+        library = compiled("native/cpus.cpp", "-shared", "-fPIC") if sys.platform == "linux" else None
+        self.library = ctypes.CDLL(library) if library is not None else None
+        self.shortest_trip, self.highest_rate = math.inf, 0.0
+        if self.library is not None:
+            for function in (self.library.round_trip_ns, self.library.fma_rate):
+                function.restype = ctypes.c_double
+            self.library.fma_rate.argtypes = [ctypes.c_int]
+
+    def undisturbed(self) -> bool:
+        """Whether they are now as near each other and as fast as they have been at best."""
+        if self.library is None:
+            return True
+        time.sleep(SETTLE)
+        trip, alone, rate = (
+            float(value)
+            for value in (self.library.round_trip_ns(), self.library.fma_rate(0), self.library.fma_rate(1))
+        )
+        self.shortest_trip = min(self.shortest_trip, trip)
+        self.highest_rate = max(self.highest_rate, alone, rate)
+        return trip <= FAR * self.shortest_trip and rate >= SLOW * self.highest_rate
 
 
 @functools.cache
-def _round_trip() -> Callable[[], float]:
-    """Nanoseconds of `native/round_trip.cpp`; infinite with one CPU, or without a C++ compiler."""
-    if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) > 1:
-        library = compiled("native/round_trip.cpp", "-shared", "-fPIC")
-        if library is not None:
-            function = ctypes.CDLL(library).round_trip_ns
-            function.restype = ctypes.c_double
-
-            def measured() -> float:
-                time.sleep(SETTLE)
-                return float(function())
-
-            return measured
-    return lambda: math.inf
+def _cpus() -> _Cpus:
+    return _Cpus()
 
 
 def beside_itself(records: dict[str, Record], own: Iterable[str]) -> dict[str, Record]:
@@ -272,8 +281,16 @@ def _native(source: str, *arguments: str) -> float | None:
     program = compiled(source)
     if program is None:
         return None
-    run = subprocess.run([program, *arguments], check=True, capture_output=True, text=True)
-    return None if run.stdout.strip() == "absent" else float(run.stdout)
+    best = 0.0
+    for _ in range(5):  # or until the machine lets it
+        before = _cpus().undisturbed()
+        run = subprocess.run([program, *arguments], check=True, capture_output=True, text=True)
+        if run.stdout.strip() == "absent":
+            return None
+        best = max(best, float(run.stdout))
+        if before and _cpus().undisturbed():
+            break
+    return best
 
 
 @functools.cache
@@ -289,7 +306,8 @@ def compiled(source: str, *flags: str) -> str | None:
     else:
         command += ["-march=native"]
     command += [str(path), *flags]
-    key = hashlib.sha256("\0".join([_cpu_name(), path.read_text(), *command]).encode()).hexdigest()[:12]
+    texts = [one.read_text() for one in (path, *sorted(path.parent.glob("*.h")))]
+    key = hashlib.sha256("\0".join([_cpu_name(), *texts, *command]).encode()).hexdigest()[:12]
     program = BUILD / f"{path.stem}-{key}"
     if program.exists():
         return str(program)
@@ -368,8 +386,8 @@ def line_of(record: Record) -> str:
     parts = [head]
     parts.append(f"ours {_duration(ours)}  {record['peer']} {_duration(peer)}  ratio {record['ratio']:.2f}")
     parts.append(f"[{record['ratio_lower_quartile']:.2f}, {record['ratio_upper_quartile']:.2f}]")
-    if record["apart"]["rounds"]:
-        parts.append(f"{record['apart']['rounds']} rounds apart: {record['apart']['ratio']:.2f}")
+    if record["disturbed"]["rounds"]:
+        parts.append(f"{record['disturbed']['rounds']} rounds disturbed: {record['disturbed']['ratio']:.2f}")
     if "ours_gflops" in record:
         parts.append(f"{record['ours_gflops']:.0f} and {record['peer_gflops']:.0f} GF/s")
     if "ours_fraction_of_peak" in record:

@@ -69,21 +69,21 @@ def table(records: list[Record]) -> str:
             f"{record['ratio']:.2f}",
             f"{record['ratio_lower_quartile']:.2f}–{record['ratio_upper_quartile']:.2f}",
             f"{record['ratio_of_least']:.2f}" if "ratio_of_least" in record else "",
-            _apart(record),
+            _disturbed(record),
             percent(fraction_of(record)[0]),
         ]
         for record in records
         if "ratio" in record
     ]
     heads = ["benchmark", "case", "threads", "peer", "ours ms", "peer ms", "ratio", "quartiles", "of least"]
-    heads += ["apart", "of ceiling"]
+    heads += ["disturbed", "of ceiling"]
     return text + markdown(heads, rows)
 
 
-def _apart(record: Record) -> str:
-    """The ratio in rounds with the CPUs far apart, and how many of them there were."""
-    apart = record.get("apart", {"rounds": 0})
-    return f"{apart['ratio']:.2f} ({apart['rounds']})" if apart["rounds"] else ""
+def _disturbed(record: Record) -> str:
+    """The ratio in rounds that the machine disturbed, and how many of them there were."""
+    disturbed = record.get("disturbed", {"rounds": 0})
+    return f"{disturbed['ratio']:.2f} ({disturbed['rounds']})" if disturbed["rounds"] else ""
 
 
 def best_peers(records: list[Record]) -> dict[str, list[Record]]:

@@ -140,10 +140,12 @@ def native_steps(stream: fusedlstm.Stream, x: np.ndarray, folder: Path) -> Calla
 
 def per_step(record: Record) -> Record:
     """Seconds of NATIVE_STEPS steps on our side to those of one, and the ratios with them."""
-    for key in ("median", "lower_quartile", "upper_quartile"):
+    for key in ("median", "lower_quartile", "upper_quartile", "least"):
         record["ours_seconds"][key] /= NATIVE_STEPS
-    for key in ("ratio", "ratio_lower_quartile", "ratio_upper_quartile"):
+    for key in ("ratio", "ratio_lower_quartile", "ratio_upper_quartile", "ratio_of_least"):
         record[key] *= NATIVE_STEPS
+    if record["disturbed"]["rounds"]:
+        record["disturbed"]["ratio"] *= NATIVE_STEPS
     return record
 
 

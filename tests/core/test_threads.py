@@ -227,6 +227,39 @@ def test_runtime_information():
     assert _core.build_info()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="affinity of threads is Linux's")
+def test_workers_keep_their_affinity():
+    """A worker that wakes on the CPU of a thread it works beside moves, and may use all CPUs afterwards."""
+    code = """
+import os
+import numpy as np
+from fusedlstm import _core
+_core.set_num_threads(2)
+lstm = _core.LSTM(64, 64)
+packed = lstm.pack(np.zeros(lstm.num_parameters, np.float32))
+x = np.ones((32, 50, 64), np.float32)
+def call():
+    _core.lstm_forward(packed, x)
+before = set(os.listdir("/proc/self/task"))
+call()
+worker, = (int(task) for task in set(os.listdir("/proc/self/task")) - before)
+cpus = os.sched_getaffinity(0)
+for task in (0, worker):
+    os.sched_setaffinity(task, {min(cpus)})
+call()  # nowhere to go
+assert os.sched_getaffinity(worker) == {min(cpus)}
+for _ in range(20):
+    for task in (0, worker):  # from the same CPU
+        os.sched_setaffinity(task, {min(cpus)})
+        os.sched_setaffinity(task, cpus)
+    call()
+    assert os.sched_getaffinity(worker) == os.sched_getaffinity(0) == cpus
+print("fine")
+"""
+    with python(code) as process:
+        assert process.communicate(timeout=60)[0].strip() == "fine"
+
+
 # one object, several threads --------------------------------------------------------------------------------
 
 

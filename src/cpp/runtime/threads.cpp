@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <condition_variable>
+#include <cstdint>
 #include <cstdlib>
 #include <exception>
 #include <fstream>
@@ -25,6 +25,41 @@
 #include "runtime/profiler.h"
 
 namespace fusedlstm {
+namespace {
+
+// The CPUs that the threads of a job have begun on. Linux may wake a worker on the CPU of a thread that it is
+// to work beside, and leave it there for a tenth of a second with another CPU idle: such a thread moves.
+class CpusTaken {
+ public:
+  void take() {
+#if defined(__linux__)
+    if (!taken(sched_getcpu())) return;
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+    cpu_set_t others = allowed;
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+      if (words_[word(cpu)].load(std::memory_order_relaxed) & bit(cpu))
+        CPU_CLR(static_cast<size_t>(cpu), &others);
+    if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return;
+    sched_setaffinity(0, sizeof allowed, &allowed);
+    taken(sched_getcpu());
+#endif
+  }
+
+ private:
+#if defined(__linux__)
+  // Takes it; whether somebody else had.
+  bool taken(int cpu) {
+    return cpu >= 0 && cpu < CPU_SETSIZE &&
+           (words_[word(cpu)].fetch_or(bit(cpu), std::memory_order_relaxed) & bit(cpu)) != 0;
+  }
+  static size_t word(int cpu) { return static_cast<size_t>(cpu) / 64; }
+  static uint64_t bit(int cpu) { return uint64_t{1} << cpu % 64; }
+  std::atomic<uint64_t> words_[CPU_SETSIZE / 64]{};
+#endif
+};
+
+}  // namespace
 
 struct JobState {
   explicit JobState(int threads_in, const Poll& poll_in) : threads(threads_in), poll(poll_in) {}
@@ -33,6 +68,7 @@ struct JobState {
   std::atomic<bool> stop{false};
   alignas(64) std::atomic<int> arrived{0};
   alignas(64) std::atomic<unsigned> phase{0};
+  CpusTaken cpus;
   std::chrono::steady_clock::time_point last_poll = std::chrono::steady_clock::now();
   std::mutex error_mutex;
   std::exception_ptr error;
@@ -40,8 +76,10 @@ struct JobState {
 
 namespace {
 
-constexpr int kSpins = 300;   // 5 to 20 microseconds of pauses; from then on others may have the CPU,
-constexpr int kYields = 500;  // among them the thread that is waited for. After these a worker sleeps.
+// A waiting thread pauses, 5 to 20 microseconds, then yields to others, among them perhaps the thread that it
+// waits for, then sleeps: Linux may have put both on one CPU, and a thread that only yields may keep it for
+// milliseconds while another CPU is idle.
+constexpr int kSpins = 300, kYields = 500;
 constexpr auto kPollEvery = std::chrono::milliseconds(30);
 
 void pause() {
@@ -52,20 +90,21 @@ void pause() {
 #endif
 }
 
-// What to do while another thread has yet to come.
-class Wait {
- public:
-  void once() {
-    if (spins_ == kSpins) return std::this_thread::yield();
-    ++spins_;
-    pause();
+// Waits until `value` is no longer `old`; awake for some time, then asleep until it is notified.
+template <class Value>
+void wait_while(const std::atomic<Value>& value, Value old) {
+  for (int times = 0; times < kSpins + kYields; ++times) {
+    if (value.load(std::memory_order_acquire) != old) return;
+    if (times < kSpins)
+      pause();
+    else
+      std::this_thread::yield();
   }
-
- private:
-  int spins_ = 0;
-};
+  value.wait(old, std::memory_order_acquire);
+}
 
 void run_share(JobState& state, int thread, const std::function<void(Team&)>& job) {
+  if (state.threads > 1) state.cpus.take();
   const FlushToZero flush;
   const Scope scope(Phase::kOther);
   Team team(thread, state.threads, state);
@@ -75,6 +114,8 @@ void run_share(JobState& state, int thread, const std::function<void(Team&)>& jo
     const std::lock_guard lock(state.error_mutex);
     // Whoever was first says why; the others only left because of it.
     if (!state.stop.exchange(true) || !state.error) state.error = std::current_exception();
+    state.phase.fetch_add(1, std::memory_order_acq_rel);  // those at a barrier find out
+    state.phase.notify_all();
   }
 }
 
@@ -94,10 +135,10 @@ class Pool {
       pending_.store(threads - 1);
       generation_.fetch_add(1);
     }
-    wake_.notify_all();
+    generation_.notify_all();
     run_share(state, 0, job);
     const Scope scope(Phase::kWait);
-    for (Wait wait; pending_.load(std::memory_order_acquire) != 0;) wait.once();
+    for (int left; (left = pending_.load(std::memory_order_acquire)) != 0;) wait_while(pending_, left);
     if (state.error) std::rethrow_exception(state.error);
     return true;
   }
@@ -114,15 +155,11 @@ class Pool {
   [[noreturn]] void work(int thread, unsigned seen) {
     name_worker(thread);
     for (;;) {
-      Wait wait;
-      for (int times = 0; times < kSpins + kYields && generation_.load(std::memory_order_acquire) == seen;
-           ++times)
-        wait.once();
+      wait_while(generation_, seen);
       const std::function<void(Team&)>* job;
       JobState* state;
       {
-        std::unique_lock lock(mutex_);
-        wake_.wait(lock, [&] { return generation_.load() != seen; });
+        const std::lock_guard lock(mutex_);
         seen = generation_.load();
         if (thread >= threads_) continue;  // not of this job, whose state may be gone already
         job = job_;
@@ -130,6 +167,7 @@ class Pool {
       }
       run_share(*state, thread, *job);
       pending_.fetch_sub(1, std::memory_order_release);
+      pending_.notify_one();
     }
   }
 
@@ -137,10 +175,9 @@ class Pool {
     void operator()(std::atomic_flag* busy) const { busy->clear(std::memory_order_release); }
   };
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
-  std::mutex mutex_;  // guards the three below
-  std::condition_variable wake_;
-  std::atomic<unsigned> generation_{0};
+  std::atomic<unsigned> generation_{0};  // of jobs
   std::atomic<int> pending_{0};
+  std::mutex mutex_;  // guards the three below
   const std::function<void(Team&)>* job_ = nullptr;
   JobState* state_ = nullptr;
   int threads_ = 0;
@@ -238,10 +275,12 @@ void Team::barrier() {
   if (state_.arrived.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
     state_.arrived.store(0, std::memory_order_relaxed);
     state_.phase.fetch_add(1, std::memory_order_acq_rel);
+    state_.phase.notify_all();
   } else {
+    // Who leaves the job early says so, then changes the phase: either is seen here.
+    if (state_.stop.load(std::memory_order_relaxed)) throw Interrupted();
     const Scope scope(Phase::kWait);
-    for (Wait wait; state_.phase.load(std::memory_order_acquire) == phase; wait.once())
-      if (state_.stop.load(std::memory_order_relaxed)) throw Interrupted();
+    wait_while(state_.phase, phase);
   }
   poll();
 }

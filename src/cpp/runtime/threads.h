@@ -1,8 +1,8 @@
 // The thread pool: one job per native call, a barrier inside a job, workers asleep between calls.
 //
-// While a job runs its threads spin a little before they yield; between jobs workers spin a little before
-// they sleep. A call that finds the pool busy (another Python thread is in a call) runs on its own thread
-// alone; results do not depend on it. After fork the child starts with a new pool.
+// Threads that wait, inside a job or between jobs, spin a little before they sleep. A call that finds the
+// pool busy (another Python thread is in a call) runs on its own thread alone; results do not depend on it.
+// After fork the child starts with a new pool.
 #pragma once
 
 #include <atomic>
