@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstdint>
 #include <cstdlib>
 #include <exception>
 #include <fstream>
@@ -25,42 +24,6 @@
 #include "runtime/profiler.h"
 
 namespace fusedlstm {
-namespace {
-
-// The CPUs that the threads of a job have begun on. Linux may wake a worker on the CPU of a thread that it is
-// to work beside, and leave it there for a tenth of a second with another CPU idle: such a thread moves.
-class CpusTaken {
- public:
-  void take() {
-#if defined(__linux__)
-    if (!taken(sched_getcpu())) return;
-    cpu_set_t allowed;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
-    cpu_set_t others = allowed;
-    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
-      if (words_[word(cpu)].load(std::memory_order_relaxed) & bit(cpu))
-        CPU_CLR(static_cast<size_t>(cpu), &others);
-    if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return;
-    sched_setaffinity(0, sizeof allowed, &allowed);
-    taken(sched_getcpu());
-#endif
-  }
-
- private:
-#if defined(__linux__)
-  // Takes it; whether somebody else had.
-  bool taken(int cpu) {
-    return cpu >= 0 && cpu < CPU_SETSIZE &&
-           (words_[word(cpu)].fetch_or(bit(cpu), std::memory_order_relaxed) & bit(cpu)) != 0;
-  }
-  static size_t word(int cpu) { return static_cast<size_t>(cpu) / 64; }
-  static uint64_t bit(int cpu) { return uint64_t{1} << cpu % 64; }
-  std::atomic<uint64_t> words_[CPU_SETSIZE / 64]{};
-#endif
-};
-
-}  // namespace
-
 struct JobState {
   explicit JobState(int threads_in, const Poll& poll_in) : threads(threads_in), poll(poll_in) {}
   const int threads;
@@ -68,7 +31,6 @@ struct JobState {
   std::atomic<bool> stop{false};
   alignas(64) std::atomic<int> arrived{0};
   alignas(64) std::atomic<unsigned> phase{0};
-  CpusTaken cpus;
   std::chrono::steady_clock::time_point last_poll = std::chrono::steady_clock::now();
   std::mutex error_mutex;
   std::exception_ptr error;
@@ -77,9 +39,8 @@ struct JobState {
 namespace {
 
 // A waiting thread pauses, 5 to 20 microseconds, then yields to others, among them perhaps the thread that it
-// waits for, then sleeps: Linux may have put both on one CPU, and a thread that only yields may keep it for
-// milliseconds while another CPU is idle.
-constexpr int kSpins = 300, kYields = 500;
+// waits for, then sleeps. To wake it takes longer, so inside a job it waits some milliseconds before.
+constexpr int kSpins = 300, kYields = 500, kYieldsInJob = 10000;
 constexpr auto kPollEvery = std::chrono::milliseconds(30);
 
 void pause() {
@@ -92,8 +53,8 @@ void pause() {
 
 // Waits until `value` is no longer `old`; awake for some time, then asleep until it is notified.
 template <class Value>
-void wait_while(const std::atomic<Value>& value, Value old) {
-  for (int times = 0; times < kSpins + kYields; ++times) {
+void wait_while(const std::atomic<Value>& value, Value old, int yields) {
+  for (int times = 0; times < kSpins + yields; ++times) {
     if (value.load(std::memory_order_acquire) != old) return;
     if (times < kSpins)
       pause();
@@ -104,7 +65,6 @@ void wait_while(const std::atomic<Value>& value, Value old) {
 }
 
 void run_share(JobState& state, int thread, const std::function<void(Team&)>& job) {
-  if (state.threads > 1) state.cpus.take();
   const FlushToZero flush;
   const Scope scope(Phase::kOther);
   Team team(thread, state.threads, state);
@@ -126,6 +86,7 @@ class Pool {
     if (busy_.test_and_set(std::memory_order_acquire)) return false;
     const std::unique_ptr<std::atomic_flag, Release> release(&busy_);
     grow(threads - 1);
+    keep_off_this_cpu(threads);
     JobState state(threads, poll);
     {
       const std::lock_guard lock(mutex_);
@@ -138,7 +99,8 @@ class Pool {
     generation_.notify_all();
     run_share(state, 0, job);
     const Scope scope(Phase::kWait);
-    for (int left; (left = pending_.load(std::memory_order_acquire)) != 0;) wait_while(pending_, left);
+    for (int left; (left = pending_.load(std::memory_order_acquire)) != 0;)
+      wait_while(pending_, left, kYieldsInJob);
     if (state.error) std::rethrow_exception(state.error);
     return true;
   }
@@ -147,15 +109,42 @@ class Pool {
   void grow(int workers) {
     while (static_cast<int>(workers_.size()) < workers) {
       const int thread = static_cast<int>(workers_.size()) + 1;
-      workers_.emplace_back([this, thread, seen = generation_.load()] { work(thread, seen); });
-      workers_.back().detach();
+      std::thread worker([this, thread, seen = generation_.load()] { work(thread, seen); });
+      workers_.push_back({worker.native_handle()});
+      worker.detach();
     }
+  }
+
+  // Linux may wake a worker on the CPU of the thread that wakes it, and leave both there for a tenth of a
+  // second with another CPU idle (a virtual one that has halted counts as taken). So workers may use the CPUs
+  // that the caller may use, but for the one that it is on, where there are enough.
+  void keep_off_this_cpu(int threads) {
+#if defined(__linux__)
+    const int here = sched_getcpu();
+    cpu_set_t cpus;
+    bool known = false;
+    for (int worker = 0; worker < threads - 1; ++worker) {
+      Worker& one = workers_[static_cast<size_t>(worker)];
+      if (one.away_from == here && one.threads == threads) continue;
+      if (!known) {
+        if (here < 0 || sched_getaffinity(0, sizeof cpus, &cpus) != 0) return;
+        if (CPU_COUNT(&cpus) >= threads) CPU_CLR(static_cast<size_t>(here), &cpus);
+        if (CPU_COUNT(&cpus) == 0) CPU_SET(static_cast<size_t>(here), &cpus);
+        known = true;
+      }
+      pthread_setaffinity_np(one.handle, sizeof cpus, &cpus);
+      one.away_from = here;
+      one.threads = threads;
+    }
+#else
+    static_cast<void>(threads);
+#endif
   }
 
   [[noreturn]] void work(int thread, unsigned seen) {
     name_worker(thread);
     for (;;) {
-      wait_while(generation_, seen);
+      wait_while(generation_, seen, kYields);
       const std::function<void(Team&)>* job;
       JobState* state;
       {
@@ -181,7 +170,11 @@ class Pool {
   const std::function<void(Team&)>* job_ = nullptr;
   JobState* state_ = nullptr;
   int threads_ = 0;
-  std::vector<std::thread> workers_;
+  struct Worker {
+    pthread_t handle;
+    int away_from = -1, threads = 0;  // the caller's CPU and threads when its CPUs were set
+  };
+  std::vector<Worker> workers_;
 };
 
 // Never destroyed: its threads are detached and may sleep on it while the process ends. A forked child has
@@ -280,7 +273,7 @@ void Team::barrier() {
     // Who leaves the job early says so, then changes the phase: either is seen here.
     if (state_.stop.load(std::memory_order_relaxed)) throw Interrupted();
     const Scope scope(Phase::kWait);
-    wait_while(state_.phase, phase);
+    wait_while(state_.phase, phase, kYieldsInJob);
   }
   poll();
 }
