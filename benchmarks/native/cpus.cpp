@@ -14,7 +14,7 @@
 #include <thread>
 #include <vector>
 
-#include "fma.h"
+#include "vectors.h"
 
 namespace {
 

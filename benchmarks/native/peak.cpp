@@ -17,7 +17,7 @@
 #include <unistd.h>
 #endif
 
-#include "fma.h"
+#include "vectors.h"
 
 namespace {
 

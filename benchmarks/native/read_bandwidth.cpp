@@ -8,7 +8,9 @@
 #include <thread>
 #include <vector>
 
-typedef std::uint64_t Vec __attribute__((vector_size(64)));
+#include "vectors.h"
+
+typedef std::uint64_t Vec __attribute__((vector_size(kBytes)));
 
 std::uint64_t read_all(const std::vector<Vec>& buffer, long passes) {
   constexpr std::size_t kAtOnce = 8;
@@ -21,7 +23,7 @@ std::uint64_t read_all(const std::vector<Vec>& buffer, long passes) {
   }
   std::uint64_t result = 0;
   for (const Vec& part : sum)
-    for (int k = 0; k < 8; ++k) result += part[k];
+    for (std::size_t k = 0; k < sizeof(Vec) / sizeof part[0]; ++k) result += part[k];
   return result;
 }
 

@@ -1,4 +1,5 @@
-// Fused multiply-adds out of registers, for the programs that measure what a machine can do at most.
+// The width of a vector, and fused multiply-adds out of registers: for programs that measure what a machine
+// can do at most.
 #pragma once
 
 namespace {
