@@ -24,6 +24,7 @@
 #include "runtime/profiler.h"
 
 namespace fusedlstm {
+
 struct JobState {
   explicit JobState(int threads_in, const Poll& poll_in) : threads(threads_in), poll(poll_in) {}
   const int threads;
