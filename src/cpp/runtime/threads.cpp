@@ -108,6 +108,7 @@ class Pool {
 
  private:
   void grow(int workers) {
+    workers_.reserve(static_cast<size_t>(workers));  // a thread that runs could not be kept otherwise
     while (static_cast<int>(workers_.size()) < workers) {
       const int thread = static_cast<int>(workers_.size()) + 1;
       std::thread worker([this, thread, seen = generation_.load()] { work(thread, seen); });
@@ -116,26 +117,20 @@ class Pool {
     }
   }
 
-  // Linux may wake a worker on the CPU of the thread that wakes it, and leave both there for a tenth of a
-  // second with another CPU idle (a virtual one that has halted counts as taken). So workers may use the CPUs
-  // that the caller may use, but for the one that it is on, where there are enough.
+  // Linux may wake a worker on the CPU of the thread that wakes it, and leave both there for tens of
+  // milliseconds with another CPU idle (a virtual one that has halted counts as taken). So workers may use
+  // the CPUs that the caller may use, but for the one that it is on, where there are enough.
   void keep_off_this_cpu(int threads) {
 #if defined(__linux__)
-    const int here = sched_getcpu();
     cpu_set_t cpus;
-    bool known = false;
+    const int here = sched_getcpu();
+    if (here < 0 || sched_getaffinity(0, sizeof cpus, &cpus) != 0) return;
+    if (CPU_COUNT(&cpus) >= threads) CPU_CLR(static_cast<size_t>(here), &cpus);
     for (int worker = 0; worker < threads - 1; ++worker) {
       Worker& one = workers_[static_cast<size_t>(worker)];
-      if (one.away_from == here && one.threads == threads) continue;
-      if (!known) {
-        if (here < 0 || sched_getaffinity(0, sizeof cpus, &cpus) != 0) return;
-        if (CPU_COUNT(&cpus) >= threads) CPU_CLR(static_cast<size_t>(here), &cpus);
-        if (CPU_COUNT(&cpus) == 0) CPU_SET(static_cast<size_t>(here), &cpus);
-        known = true;
-      }
+      if (CPU_EQUAL(&one.cpus, &cpus)) continue;
       pthread_setaffinity_np(one.handle, sizeof cpus, &cpus);
-      one.away_from = here;
-      one.threads = threads;
+      one.cpus = cpus;
     }
 #else
     static_cast<void>(threads);
@@ -173,7 +168,9 @@ class Pool {
   int threads_ = 0;
   struct Worker {
     pthread_t handle;
-    int away_from = -1, threads = 0;  // the caller's CPU and threads when its CPUs were set
+#if defined(__linux__)
+    cpu_set_t cpus{};  // that it was given; none: those of the thread that made it
+#endif
   };
   std::vector<Worker> workers_;
 };
