@@ -209,7 +209,8 @@ void pack(ptrdiff_t K, ptrdiff_t N, const T* source, ptrdiff_t k_stride, ptrdiff
 // few lines of each row are too short a run for the hardware to fetch ahead.
 template <class T>
 void interleave(const GemmTransposed<T>& g, ptrdiff_t r0, ptrdiff_t K, ptrdiff_t m0, ptrdiff_t M, T* packed) {
-  constexpr ptrdiff_t block = 16, line = 64 / static_cast<ptrdiff_t>(sizeof(T));
+  constexpr ptrdiff_t block = 16, line = 64 / static_cast<ptrdiff_t>(sizeof(T)), whole = 8;
+  static_assert(whole >= kTileRows);
   const auto row = [&](ptrdiff_t k) { return g.a + (g.a_rows ? g.a_rows[r0 + k] : r0 + k) * g.a_row + m0; };
   for (ptrdiff_t k0 = 0; k0 < K; k0 += block) {
     const ptrdiff_t count = smaller(block, K - k0);
@@ -223,12 +224,12 @@ void interleave(const GemmTransposed<T>& g, ptrdiff_t r0, ptrdiff_t K, ptrdiff_t
     for (ptrdiff_t m = 0; m < M; m += kTileRows) {
       const ptrdiff_t columns = smaller<ptrdiff_t>(kTileRows, M - m);
       T* to = packed + m * K + k0 * kTileRows;
-      for (ptrdiff_t k = 0; k < count; ++k, to += kTileRows) {
-        if (columns == kTileRows)
-          __builtin_memcpy(to, from[k] + m, kTileRows * sizeof(T));
-        else
-          for (ptrdiff_t i = 0; i < columns; ++i) to[i] = from[k][m + i];
-      }
+      ptrdiff_t k = 0;
+      // Whole vectors: what they write too much is of the next row, which comes after.
+      for (; m + whole <= M && k + 1 < count; ++k, to += kTileRows)
+        __builtin_memcpy(to, from[k] + m, whole * sizeof(T));
+      for (; k < count; ++k, to += kTileRows)
+        for (ptrdiff_t i = 0; i < columns; ++i) to[i] = from[k][m + i];
     }
   }
 }
