@@ -69,13 +69,14 @@ void test_gemm(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int in
   const auto a = rounded_rows(level, M, K, values.vector<float>(M * K));
   const auto b = values.vector<float>(N * K), init = values.vector<float>(std::max(M, ptrdiff_t{1}) * N);
   std::vector<uint16_t> panels(static_cast<size_t>(low_packed_size(K, N)), 0xffff);
-  level.bf16.pack(K, N, b.data(), 1, K, panels.data());  // B comes transposed, as (N, K)
+  level.bf16.pack(K, N, b.data(), K, fusedlstm::SourceBy::kColumns, {},
+                  panels.data());  // B comes transposed, as (N, K)
   std::vector<float> by_rows(b.size());
   for (ptrdiff_t k = 0; k < K; ++k)
     for (ptrdiff_t n = 0; n < N; ++n)
       by_rows[static_cast<size_t>(k * N + n)] = b[static_cast<size_t>(n * K + k)];
   std::vector<uint16_t> the_same(panels.size(), 0xffff);
-  level.bf16.pack(K, N, by_rows.data(), N, 1, the_same.data());
+  level.bf16.pack(K, N, by_rows.data(), N, fusedlstm::SourceBy::kRows, {}, the_same.data());
   expect(same_bits(panels, the_same),
          std::string(level.name) + " bf16 pack of rows N=" + std::to_string(N) + " K=" + std::to_string(K));
   const ptrdiff_t c_row = N + 3, init_row = init_kind == 2 ? N : 0;
@@ -101,6 +102,31 @@ void test_gemm(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int in
                                      " N=" + std::to_string(N) + " K=" + std::to_string(K));
 }
 
+// Panels of three groups of rows, each padded with zero rows; the rows as columns of B, and as its rows.
+void test_pack(const Level& level, ptrdiff_t rows, ptrdiff_t n) {
+  const ptrdiff_t padded = (rows + 15) / 16 * 16, all = 3 * padded;
+  const auto source = Values(static_cast<uint32_t>(rows * 101 + n)).vector<float>(3 * rows * n);
+  const auto element = [&](ptrdiff_t row, ptrdiff_t j) {
+    const ptrdiff_t r = row % padded;
+    const bool there = row < all && r < rows && j < n;
+    return there ? nearest(source[static_cast<size_t>((row / padded * rows + r) * n + j)]) : uint16_t{0};
+  };
+  for (const bool columns : {true, false}) {
+    const ptrdiff_t K = columns ? n : all, N = columns ? all : n;
+    std::vector<uint16_t> panels(static_cast<size_t>(low_packed_size(K, N)), 0xffff), expected = panels;
+    level.bf16.pack(K, N, source.data(), n,
+                    columns ? fusedlstm::SourceBy::kColumns : fusedlstm::SourceBy::kRows, {rows, padded},
+                    panels.data());
+    for (ptrdiff_t c = 0; c < (N + kLowPanel - 1) / kLowPanel * kLowPanel; ++c)
+      for (ptrdiff_t k = 0; k < low_padded(K); ++k)
+        expected[static_cast<size_t>(c / kLowPanel * low_padded(K) * kLowPanel + k / 2 * 2 * kLowPanel +
+                                     c % kLowPanel * 2 + k % 2)] = columns ? element(c, k) : element(k, c);
+    expect(same_bits(panels, expected), std::string(level.name) + " bf16 pack of " +
+                                            (columns ? "columns" : "rows") + " in groups of " +
+                                            std::to_string(rows) + ", n=" + std::to_string(n));
+  }
+}
+
 // One unit block of a recurrent product: four panels that lie apart, added to in place.
 void test_gemm_panels(const Level& level, ptrdiff_t M, ptrdiff_t K) {
   constexpr ptrdiff_t H_pad = 48, block = 16;
@@ -108,7 +134,7 @@ void test_gemm_panels(const Level& level, ptrdiff_t M, ptrdiff_t K) {
   const auto a = rounded_rows(level, M, K, values.vector<float>(M * K));
   const auto b = values.vector<float>(4 * H_pad * K);
   std::vector<uint16_t> panels(static_cast<size_t>(low_packed_size(K, 4 * H_pad)));
-  level.bf16.pack(K, 4 * H_pad, b.data(), 1, K, panels.data());
+  level.bf16.pack(K, 4 * H_pad, b.data(), K, fusedlstm::SourceBy::kColumns, {}, panels.data());
   std::vector<float> c = values.vector<float>(M * 4 * H_pad), expected = c;
   const ptrdiff_t panel = low_padded(K) * kLowPanel;
   level.bf16.gemm({.M = M,
@@ -201,6 +227,8 @@ void test_bf16(const Level& level) {
         test_gemm(level, M, N, K, static_cast<int>((M + N + K) % 3));
   test_gemm(level, 40, 48, 1100, 1);  // more than one block of k
   for (const ptrdiff_t M : {1, 2, 5, 20, 37}) test_gemm_panels(level, M, 45);
+  for (const ptrdiff_t rows : {1, 15, 16, 17, 31, 40})
+    for (const ptrdiff_t n : {1, 15, 32, 33, 79}) test_pack(level, rows, n);
   for (const ptrdiff_t M : {1, 13, 70})
     for (const ptrdiff_t N : {1, 33})
       for (const ptrdiff_t R : {0, 1, 34, 900}) test_gemm_transposed(level, M, N, R, (M + R) % 2 == 0);

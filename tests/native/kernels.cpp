@@ -31,7 +31,8 @@ void test_gemm(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, bool w
   const auto a = values.vector<T>(M * a_row), b = values.vector<T>(K * N), init = values.vector<T>(N);
   std::vector<T> panels(static_cast<size_t>(K * round_up(N, kernels.panel)));
   std::vector<T> c = values.vector<T>(M * c_row), expected = c;
-  kernels.pack(K, N, b.data(), 1, K, panels.data());  // B comes transposed, as (N, K)
+  kernels.pack(K, N, b.data(), K, fusedlstm::SourceBy::kColumns, {},
+               panels.data());  // B comes transposed, as (N, K)
   kernels.gemm({.M = M,
                 .N = N,
                 .K = K,
@@ -50,6 +51,32 @@ void test_gemm(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, bool w
     }
   expect(same_bits(c, expected), name_of<T>(level, "gemm") + " M=" + std::to_string(M) +
                                      " N=" + std::to_string(N) + " K=" + std::to_string(K));
+}
+
+// Panels of three groups of rows, each padded with zero rows; the rows as columns of B, and as its rows.
+template <class T>
+void test_pack(const Level& level, ptrdiff_t rows, ptrdiff_t n) {
+  const Kernels<T>& kernels = table_of<T>(level);
+  const ptrdiff_t padded = round_up(rows, 16), all = 3 * padded, panel = kernels.panel;
+  const auto source = Values(static_cast<uint32_t>(rows * 101 + n)).vector<T>(3 * rows * n);
+  const auto element = [&](ptrdiff_t row, ptrdiff_t j) {
+    const ptrdiff_t r = row % padded;
+    return row < all && r < rows && j < n ? source[static_cast<size_t>((row / padded * rows + r) * n + j)]
+                                          : T(0);
+  };
+  for (const bool columns : {true, false}) {
+    const ptrdiff_t K = columns ? n : all, N = columns ? all : n;
+    std::vector<T> panels(static_cast<size_t>(K * round_up(N, panel)), T(7)), expected = panels;
+    kernels.pack(K, N, source.data(), n, columns ? fusedlstm::SourceBy::kColumns : fusedlstm::SourceBy::kRows,
+                 {rows, padded}, panels.data());
+    for (ptrdiff_t c = 0; c < round_up(N, panel); ++c)
+      for (ptrdiff_t k = 0; k < K; ++k)
+        expected[static_cast<size_t>(c / panel * K * panel + k * panel + c % panel)] =
+            columns ? element(c, k) : element(k, c);
+    expect(same_bits(panels, expected), name_of<T>(level, columns ? "pack of columns" : "pack of rows") +
+                                            " in groups of " + std::to_string(rows) +
+                                            ", n=" + std::to_string(n));
+  }
 }
 
 // C += A^T B over gathered rows, in their order, and another product of the same A beside it. A second time
@@ -238,7 +265,7 @@ void test_additive(const Level& level, ptrdiff_t A, ptrdiff_t S, bool covers) {
   std::vector<T> panels(size(A * columns)), d_panels(size(A * columns)), scores(size(S)), d_query(size(A)),
       d_v(size(A)), d_w(size(A));
   std::vector<T> d_coverage = values.vector<T>(S), d_coverage_before = d_coverage;
-  kernels.pack(A, S, keys.data(), 1, A, panels.data());
+  kernels.pack(A, S, keys.data(), A, fusedlstm::SourceBy::kColumns, {}, panels.data());
   const fusedlstm::AdditiveScores<T> forward{.A = A,
                                              .S = S,
                                              .keys = panels.data(),
@@ -298,6 +325,8 @@ void test_all(const Level& level) {
          {ptrdiff_t{1}, lanes - 1, lanes + 1, 2 * lanes, 3 * lanes, 4 * lanes - 1, 6 * lanes + 3, 17 * lanes})
       for (ptrdiff_t K : {0, 1, 7, 33}) test_gemm<T>(level, M, N, K, (M + N + K) % 2 == 0);
   test_gemm<T>(level, 300, 3 * lanes, 400, true);  // more than one block of rows
+  for (ptrdiff_t rows : {1, 15, 16, 17, 31, 40})
+    for (ptrdiff_t n : {ptrdiff_t{1}, lanes + 1, 2 * lanes, 5 * lanes - 1}) test_pack<T>(level, rows, n);
   for (ptrdiff_t M : {1, 5, 13, 64, 70})
     for (ptrdiff_t N : {ptrdiff_t{1}, 2 * lanes + 1, 3 * lanes})
       for (ptrdiff_t R : {0, 1, 17, 400, 800}) test_gemm_transposed<T>(level, M, N, R, (M + R) % 2 == 0);

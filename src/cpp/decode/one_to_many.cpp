@@ -46,10 +46,10 @@ class Loop {
         source_(static_cast<size_t>(rows_.total()), kGiven) {
     if (soft_) {
       mix_ = Buffer<T>(packed_size(O_, I_, k_.panel));
-      k_.pack(O_, I_, request.embedding, I_, 1, mix_.data());
+      k_.pack(O_, I_, request.embedding, I_, SourceBy::kRows, {}, mix_.data());
       if (backward) {
         mix_backward_ = Buffer<T>(packed_size(I_, O_, k_.panel));
-        k_.pack(I_, O_, request.embedding, 1, I_, mix_backward_.data());
+        k_.pack(I_, O_, request.embedding, I_, SourceBy::kColumns, {}, mix_backward_.data());
       }
     }
   }

@@ -53,21 +53,49 @@ FUSEDLSTM_INLINE Vec<float> zip(const uint16_t* even, const uint16_t* odd) {
                                       __builtin_convertvector(o, PairBits) << 16);
 }
 
-void pack_bf16(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t k_stride, ptrdiff_t n_stride,
+template <class T>
+FUSEDLSTM_INLINE T least(T a, T b) {
+  return a < b ? a : b;
+}
+
+// kLowPanel rows of n columns, zeros up to `padded`; of the rows so many are there, the others are zeros.
+FUSEDLSTM_INLINE void round_some_rows(ptrdiff_t there, ptrdiff_t n, ptrdiff_t padded, const float* x,
+                                      ptrdiff_t x_row, uint16_t* y) {
+  if (n == padded)
+    round_rows(there, padded, padded, x, x_row, y, padded);
+  else
+    round_rows(there, n, padded, x, x_row, y, padded);
+  for (ptrdiff_t j = there * padded; j < kLowPanel * padded; ++j) y[j] = 0;
+}
+
+void pack_bf16(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t pitch, SourceBy by, RowGroups groups,
                uint16_t* panels) {
   constexpr ptrdiff_t W = kLanes<float>, block = 2 * W;
-  for (ptrdiff_t n0 = 0; n0 < N; n0 += kLowPanel, panels += low_padded(K) * kLowPanel) {
-    const float* const from = source + n0 * n_stride;
-    const bool whole = n0 + kLowPanel <= N;
-    ptrdiff_t k = 0;
-    uint16_t rounded[kLowPanel * block];
-    for (; whole && n_stride == 1 && k + 2 <= K; k += 2) {
-      round_rows(2, kLowPanel, kLowPanel, from + k * k_stride, k_stride, rounded, kLowPanel);
-      for (ptrdiff_t j = 0; j < kLowPanel; j += W)
-        store_pairs(panels + k * kLowPanel + 2 * j, zip(rounded + j, rounded + kLowPanel + j));
+  static_assert(kLowBlock % block == 0);
+  if (by == SourceBy::kRows) {  // a few rows at a time: each is read from its begin to its end
+    for (ptrdiff_t k0 = 0; k0 < low_padded(K); k0 += kLowPanel) {
+      const ptrdiff_t there = k0 < K ? groups.there(k0, least(kLowPanel, K - k0)) : 0;
+      const float* const rows = source + groups.source(k0) * pitch;
+      for (ptrdiff_t n0 = 0; n0 < N; n0 += kLowPanel) {
+        uint16_t rounded[kLowPanel * kLowPanel];
+        round_some_rows(there, least(kLowPanel, N - n0), kLowPanel, rows + n0, pitch, rounded);
+        uint16_t* const to = panels + n0 * low_padded(K) + k0 * kLowPanel;
+        for (ptrdiff_t k = 0; k < kLowPanel; k += 2)
+          for (ptrdiff_t j = 0; j < kLowPanel; j += W)
+            store_pairs(to + k * kLowPanel + 2 * j,
+                        zip(rounded + k * kLowPanel + j, rounded + (k + 1) * kLowPanel + j));
+      }
     }
-    for (; whole && k_stride == 1 && k + block <= K; k += block) {
-      round_rows(kLowPanel, block, block, from + k, n_stride, rounded, block);
+    return;
+  }
+  for (ptrdiff_t n0 = 0; n0 < N; n0 += kLowPanel, panels += low_padded(K) * kLowPanel) {
+    const ptrdiff_t there = groups.there(n0, least(kLowPanel, N - n0));
+    const float* const columns = source + groups.source(n0) * pitch;
+    for (ptrdiff_t k = 0; k < low_padded(K); k += block) {
+      uint16_t rounded[kLowPanel * block];
+      for (ptrdiff_t j = 0; j < there; ++j)  // short runs of many rows
+        for (ptrdiff_t i = 0; i < block; i += 16) __builtin_prefetch(columns + j * pitch + k + 8 * block + i);
+      round_some_rows(there, k < K ? least(block, K - k) : 0, block, columns + k, pitch, rounded);
       for (ptrdiff_t j = 0; j < kLowPanel; j += W) {
         Vec<float> square[W];
 #pragma GCC unroll 16
@@ -77,18 +105,7 @@ void pack_bf16(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t k_stride
         for (ptrdiff_t i = 0; i < W; ++i) store_pairs(panels + (k + 2 * i) * kLowPanel + 2 * j, square[i]);
       }
     }
-    for (; k < low_padded(K); ++k) {
-      uint16_t* row = panels + k / 2 * 2 * kLowPanel + k % 2;
-      for (ptrdiff_t j = 0; j < kLowPanel; ++j)
-        row[2 * j] =
-            k < K && n0 + j < N ? to_bf16(from[k * k_stride + j * n_stride]) : static_cast<uint16_t>(0);
-    }
   }
-}
-
-template <class T>
-FUSEDLSTM_INLINE T least(T a, T b) {
-  return a < b ? a : b;
 }
 
 constexpr ptrdiff_t kDepth = 24 * kLowBlock;  // most k at a time

@@ -185,23 +185,26 @@ FUSEDLSTM_INLINE void copy_panel_row(const T* from, ptrdiff_t columns, T* panel)
   for (ptrdiff_t j = columns; j < kPanel<T>; ++j) panel[j] = T(0);
 }
 
-// B[k][n] = source[k * k_stride + n * n_stride] to panels; one of the strides is 1.
 template <class T>
-void pack(ptrdiff_t K, ptrdiff_t N, const T* source, ptrdiff_t k_stride, ptrdiff_t n_stride, T* panels) {
-  constexpr ptrdiff_t W = kLanes<T>, block = 8;
-  if (n_stride == 1) {  // a few rows at a time: each is read from its begin to its end
-    for (ptrdiff_t k0 = 0; k0 < K; k0 += block)
+void pack(ptrdiff_t K, ptrdiff_t N, const T* source, ptrdiff_t pitch, SourceBy by, RowGroups groups,
+          T* panels) {
+  constexpr ptrdiff_t W = kLanes<T>, block = 16;
+  if (by == SourceBy::kRows) {  // a few rows at a time: each is read from its begin to its end
+    for (ptrdiff_t k0 = 0; k0 < K; k0 += block) {
+      const ptrdiff_t count = smaller(block, K - k0), there = groups.there(k0, count);
+      const T* const rows = source + groups.source(k0) * pitch;
       for (ptrdiff_t n0 = 0; n0 < N; n0 += kPanel<T>)
-        for (ptrdiff_t k = k0; k < smaller(k0 + block, K); ++k)
-          copy_panel_row(source + k * k_stride + n0, smaller<ptrdiff_t>(kPanel<T>, N - n0),
-                         panels + n0 * K + k * kPanel<T>);
+        for (ptrdiff_t k = 0; k < count; ++k)
+          copy_panel_row(rows + k * pitch + n0, k < there ? smaller<ptrdiff_t>(kPanel<T>, N - n0) : 0,
+                         panels + n0 * K + (k0 + k) * kPanel<T>);
+    }
     return;
   }
   for (ptrdiff_t n0 = 0; n0 < N; n0 += kPanel<T>) {
-    const T* const from = source + n0 * n_stride;
     T* const panel = panels + n0 * K;
-    pack_vector<T>(K, smaller(W, N - n0), from, n_stride, panel);
-    pack_vector<T>(K, n0 + W < N ? smaller(W, N - n0 - W) : 0, from + W * n_stride, n_stride, panel + W);
+    for (ptrdiff_t n = n0; n < n0 + kPanel<T>; n += W)
+      pack_vector<T>(K, n < N ? groups.there(n, smaller(W, N - n)) : 0, source + groups.source(n) * pitch,
+                     pitch, panel + n - n0);
   }
 }
 

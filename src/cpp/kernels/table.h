@@ -12,6 +12,22 @@ constexpr ptrdiff_t kReductionBlock = 768;  // most rows of a weight-gradient pr
 constexpr ptrdiff_t kReductionColumns = 16 * kTileRows;  // of its A
 constexpr ptrdiff_t kSumBlock = 4096;  // elements of a sum in T; block sums are added in double
 
+// What is packed has B by its rows, source[k * pitch + n], or by its columns, source[n * pitch + k].
+enum class SourceBy { kRows, kColumns };
+
+// The rows of the source, when they are fewer than the packed ones: groups of `rows`, each followed by rows
+// of zeros up to `padded`, a multiple of 16. Weights (4H, n) become (4 H_pad, n). Without: as they are.
+struct RowGroups {
+  ptrdiff_t rows = PTRDIFF_MAX, padded = PTRDIFF_MAX;
+
+  ptrdiff_t source(ptrdiff_t row) const { return row / padded * rows + row % padded; }
+  // Of n packed rows from `row` on, all of one group, how many the source has
+  ptrdiff_t there(ptrdiff_t row, ptrdiff_t n) const {
+    const ptrdiff_t left = rows - row % padded;
+    return left <= 0 ? 0 : left < n ? left : n;
+  }
+};
+
 // C (M, N) = init (M, N) + A (M, K) B (K, N); init_row 0 gives every row the same init, init null means 0.
 template <class T>
 struct Gemm {
@@ -93,8 +109,8 @@ struct Bf16Kernels {
   // y (rows, padded) = x (rows, n) rounded to nearest even, and zeros from n on
   void (*round_rows)(ptrdiff_t rows, ptrdiff_t n, ptrdiff_t padded, const float* x, ptrdiff_t x_row,
                      uint16_t* y, ptrdiff_t y_row);
-  // B[k][n] = source[k * k_stride + n * n_stride], rounded, to panels
-  void (*pack)(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t k_stride, ptrdiff_t n_stride,
+  // B, rounded, to panels
+  void (*pack)(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t pitch, SourceBy by, RowGroups groups,
                uint16_t* panels);
   void (*gemm)(const GemmBf16&);
   void (*gemm_transposed)(const GemmTransposedBf16&);
@@ -227,7 +243,8 @@ struct Kernels {
   int lanes;
   int panel;  // columns of a packed panel
 
-  void (*pack)(ptrdiff_t K, ptrdiff_t N, const T* source, ptrdiff_t k_stride, ptrdiff_t n_stride, T* panels);
+  void (*pack)(ptrdiff_t K, ptrdiff_t N, const T* source, ptrdiff_t pitch, SourceBy by, RowGroups groups,
+               T* panels);
   void (*pack_recurrent)(ptrdiff_t H, ptrdiff_t H_pad, const T* weight_hh, T* packed);
   void (*gemm)(const Gemm<T>&);
   void (*gemm_transposed)(const GemmTransposed<T>&);

@@ -98,7 +98,7 @@ PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool 
       for (LowMatrix* matrix : {&layer.low_input, &layer.low_recurrent}) {
         const ptrdiff_t K = matrix == &layer.low_input ? inputs : H;
         matrix->int8 = Buffer<int8_t>(4 * Hp / kLowPanel * int8_panel(K));
-        matrix->scale = Buffer<float>(4 * Hp);
+        matrix->scale = Buffer<float>::zeros(4 * Hp);
       }
     }
     if (shape.bias) {
@@ -110,15 +110,7 @@ PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool 
     for (int matrix = 0; matrix < (backward ? 4 : 2); ++matrix) pieces.push_back({l, matrix});
   }
 
-  // W (4H, n) of gate-major rows, with zero rows up to H_pad in each gate.
-  const auto padded = [&](const T* weight, ptrdiff_t n) {
-    Buffer<T> rows(4 * Hp * n);
-    for (ptrdiff_t gate = 0; gate < 4; ++gate) {
-      for (ptrdiff_t j = 0; j < H * n; ++j) rows[gate * Hp * n + j] = weight[gate * H * n + j];
-      for (ptrdiff_t j = H * n; j < Hp * n; ++j) rows[gate * Hp * n + j] = T(0);
-    }
-    return rows;
-  };
+  const RowGroups gates{H, Hp};
   run_job(threads_for(4.0 * static_cast<double>(parameter_count(shape))), nullptr, [&](Team& team) {
     for (size_t p = static_cast<size_t>(team.thread()); p < pieces.size();
          p += static_cast<size_t>(team.threads())) {
@@ -133,11 +125,6 @@ PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool 
         k.pack_recurrent(H, Hp, weight, layer.recurrent.data());
         continue;
       }
-      Buffer<T> copy;
-      if (Hp != H) {
-        copy = padded(weight, n);
-        weight = copy.data();
-      }
       if constexpr (std::is_same_v<T, float>) {
         LowMatrix& low = pieces[p].matrix == 0   ? layer.low_input
                          : pieces[p].matrix == 1 ? layer.low_recurrent
@@ -145,22 +132,26 @@ PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool 
                                                  : layer.low_recurrent_backward;
         if (compute == Compute::kBfloat16) {
           if (pieces[p].matrix < 2)
-            packed.level->bf16.pack(n, 4 * Hp, weight, 1, n, low.bf16.data());
+            packed.level->bf16.pack(n, 4 * Hp, weight, n, SourceBy::kColumns, gates, low.bf16.data());
           else
-            packed.level->bf16.pack(4 * Hp, n, weight, n, 1, low.bf16.data());
+            packed.level->bf16.pack(4 * Hp, n, weight, n, SourceBy::kRows, gates, low.bf16.data());
           continue;
         }
         if (compute == Compute::kInt8) {
-          packed.level->int8.pack(n, 4 * Hp, weight, n, low.int8.data(), low.scale.data());
+          for (ptrdiff_t gate = 0; gate < 4; ++gate)
+            packed.level->int8.pack(n, H, weight + gate * H * n, n,
+                                    low.int8.data() + gate * Hp / kLowPanel * int8_panel(n),
+                                    low.scale.data() + gate * Hp);
           const bool hidden = recurrent || l >= static_cast<size_t>(D);
           if (hidden) k.scale(4 * Hp, 1 / 127.0f, low.scale.data());
           continue;
         }
       }
       if (pieces[p].matrix == 0)
-        k.pack(n, 4 * Hp, weight, 1, n, layer.input.data());
+        k.pack(n, 4 * Hp, weight, n, SourceBy::kColumns, gates, layer.input.data());
       else
-        k.pack(4 * Hp, n, weight, n, 1, (recurrent ? layer.recurrent_backward : layer.input_backward).data());
+        k.pack(4 * Hp, n, weight, n, SourceBy::kRows, gates,
+               (recurrent ? layer.recurrent_backward : layer.input_backward).data());
     }
   });
   return packed;

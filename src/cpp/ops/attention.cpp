@@ -42,11 +42,12 @@ SourceMemory<T>::SourceMemory(const PackedAttention<T>& attention, ptrdiff_t N, 
                           team);
         key = made.data();
       }
-      k.pack(A_, length(n), key, 1, A_, scores_.data() + key_panels_offset(n));
-      k.pack(length(n), M_, m, M_, 1, contexts_.data() + n * S * M_padded_);
+      k.pack(A_, length(n), key, A_, SourceBy::kColumns, {}, scores_.data() + key_panels_offset(n));
+      k.pack(length(n), M_, m, M_, SourceBy::kRows, {}, contexts_.data() + n * S * M_padded_);
       if (memory_transposed_.size())
-        k.pack(M_, length(n), m, 1, M_, memory_transposed_.data() + start_[static_cast<size_t>(n)] * M_);
-      if (keys_.size()) k.pack(length(n), A_, key, A_, 1, keys_.data() + n * S * A_padded_);
+        k.pack(M_, length(n), m, M_, SourceBy::kColumns, {},
+               memory_transposed_.data() + start_[static_cast<size_t>(n)] * M_);
+      if (keys_.size()) k.pack(length(n), A_, key, A_, SourceBy::kRows, {}, keys_.data() + n * S * A_padded_);
     }
   });
 }

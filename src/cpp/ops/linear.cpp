@@ -33,9 +33,11 @@ PackedLinear<T> pack_linear(ptrdiff_t outputs, ptrdiff_t inputs, const T* weight
     const T *from = weight + columns.begin * inputs, *from_back = weight + back.begin;
     if (compute == Compute::kFull) {
       if (columns.size() > 0)
-        k.pack(inputs, columns.size(), from, 1, inputs, w.forward.data() + columns.begin * inputs);
+        k.pack(inputs, columns.size(), from, inputs, SourceBy::kColumns, {},
+               w.forward.data() + columns.begin * inputs);
       if (back.size() > 0)
-        k.pack(outputs, back.size(), from_back, inputs, 1, w.backward.data() + back.begin * outputs);
+        k.pack(outputs, back.size(), from_back, inputs, SourceBy::kRows, {},
+               w.backward.data() + back.begin * outputs);
     } else if constexpr (std::is_same_v<T, float>) {
       const ptrdiff_t at = columns.begin / kLowPanel;
       if (compute == Compute::kInt8) {
@@ -44,9 +46,9 @@ PackedLinear<T> pack_linear(ptrdiff_t outputs, ptrdiff_t inputs, const T* weight
                         w.low_forward.scale.data() + columns.begin);
         return;
       }
-      level.bf16.pack(inputs, columns.size(), from, 1, inputs,
+      level.bf16.pack(inputs, columns.size(), from, inputs, SourceBy::kColumns, {},
                       w.low_forward.bf16.data() + columns.begin * low_padded(inputs));
-      level.bf16.pack(outputs, back.size(), from_back, inputs, 1,
+      level.bf16.pack(outputs, back.size(), from_back, inputs, SourceBy::kRows, {},
                       w.low_backward.bf16.data() + back.begin * low_padded(outputs));
     }
   });

@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 #include <deque>
+#include <iterator>
 #include <mutex>
 
 namespace fusedlstm {
@@ -40,11 +41,11 @@ void* aligned_allocate(size_t bytes) {
   if (bytes >= kKeepFrom) {
     Kept& k = kept();
     const std::lock_guard lock(k.mutex);
-    for (auto block = k.blocks.begin(); block != k.blocks.end(); ++block) {
+    for (auto block = k.blocks.rbegin(); block != k.blocks.rend(); ++block) {  // the warmest first
       if (block->bytes != bytes) continue;
       void* const memory = block->memory;
       k.bytes -= bytes;
-      k.blocks.erase(block);
+      k.blocks.erase(std::next(block).base());
       return memory;
     }
   }
