@@ -165,9 +165,14 @@ def test_gradient_norm(isa, dtype, rng, size):
     norm = _core.gradient_norm(gradients)
     assert isinstance(norm, float)
     assert_close(norm, np.linalg.norm(gradients.astype(np.float64)), "gradient norm", dtype)
-    scaled = gradients.copy()
-    _core.scale_gradients(scaled, 0.25)
-    cases.assert_same_bits(scaled, gradients * np.dtype(dtype).type(0.25))
+
+
+@pytest.mark.parametrize("size", [0, 1, 17, 200_000])
+def test_zero_gradients(dtype, size):
+    """Also those that no product would make zero; nothing beside them."""
+    around = np.full(size + 2, np.nan, dtype)
+    _core.zero_gradients(around[1:-1])
+    cases.assert_same_bits(around, np.pad(np.zeros(size, dtype), 1, constant_values=np.nan))
 
 
 def test_gradient_norm_of_large_and_bad_values(isa, dtype):

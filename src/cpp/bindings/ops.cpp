@@ -214,12 +214,12 @@ double bind_gradient_norm(const py::object& gradients_arg) {
   });
 }
 
-void bind_scale_gradients(const py::object& gradients_arg, double factor) {
-  constexpr const char* function = "scale_gradients";
+void bind_zero_gradients(const py::object& gradients_arg) {
+  constexpr const char* function = "zero_gradients";
   with_type(type_of(gradients_arg, function, "gradients"), [&](auto zero) {
     using T = decltype(zero);
     const auto gradients = view<T>(gradients_arg, function, "gradients", {{"n"}}, true);
-    without_gil([&] { scale_gradients<T>(gradients.size(), static_cast<T>(factor), gradients.data); });
+    without_gil([&] { zero_gradients<T>(gradients.size(), gradients.data); });
   });
 }
 
@@ -314,7 +314,7 @@ void bind_ops(py::module_& m) {
   m.def("mean_squared_error", &bind_mean_squared_error, py::arg("y"), py::arg("target"), py::kw_only(),
         py::arg("need_gradient") = true);
   m.def("gradient_norm", &bind_gradient_norm, py::arg("gradients"));
-  m.def("scale_gradients", &bind_scale_gradients, py::arg("gradients"), py::arg("factor"));
+  m.def("zero_gradients", &bind_zero_gradients, py::arg("gradients"));
   m.def("sgd_step", &bind_sgd_step, py::arg("parameters"), py::arg("gradients"),
         py::arg("velocity") = py::none(), py::kw_only(), py::arg("lr"), py::arg("momentum") = 0.0,
         py::arg("weight_decay") = 0.0, py::arg("nesterov") = false, py::arg("gradient_scale") = 1.0);

@@ -83,7 +83,7 @@ double mean_squared_error(ptrdiff_t n, const T* y, const T* target, T* dy);
 template <class T>
 double gradient_norm(ptrdiff_t n, const T* gradients);
 template <class T>
-void scale_gradients(ptrdiff_t n, T factor, T* gradients);
+void zero_gradients(ptrdiff_t n, T* gradients);
 template <class T>
 void sgd_step(ptrdiff_t n, const SgdStep<T>& step, const T* gradients, T* velocity, T* parameters);
 template <class T>

@@ -1,4 +1,6 @@
 // One pass over the flat buffers; each element on its own, so threads share ranges.
+#include <algorithm>
+
 #include "ops/ops.h"
 #include "runtime/profiler.h"
 
@@ -20,9 +22,9 @@ void over_ranges(ptrdiff_t n, Work each, const Pass& pass) {
 }  // namespace
 
 template <class T>
-void scale_gradients(ptrdiff_t n, T factor, T* gradients) {
-  over_ranges<T>(n, {1, 2 * sizeof(T)}, [&](const Kernels<T>& k, ptrdiff_t begin, ptrdiff_t size) {
-    k.scale(size, factor, gradients + begin);
+void zero_gradients(ptrdiff_t n, T* gradients) {
+  over_ranges<T>(n, {0, sizeof(T)}, [&](const Kernels<T>&, ptrdiff_t begin, ptrdiff_t size) {
+    std::fill_n(gradients + begin, size, T(0));
   });
 }
 
@@ -41,7 +43,7 @@ void adam_step(ptrdiff_t n, const AdamStep<T>& step, const T* gradients, T* m, T
 }
 
 #define FUSEDLSTM_INSTANTIATE(T)                                          \
-  template void scale_gradients(ptrdiff_t, T, T*);                        \
+  template void zero_gradients(ptrdiff_t, T*);                            \
   template void sgd_step(ptrdiff_t, const SgdStep<T>&, const T*, T*, T*); \
   template void adam_step(ptrdiff_t, const AdamStep<T>&, const T*, T*, T*, T*);
 FUSEDLSTM_INSTANTIATE(float)

@@ -196,7 +196,7 @@ class Module:
 
     def zero_grad(self) -> None:
         """Set every gradient to zero."""
-        self._gradients.fill(0)
+        _core.zero_gradients(self._gradients)
 
     def mark_updated(self) -> None:
         """Say that parameters were written to: what was packed from them is packed again when next needed."""
