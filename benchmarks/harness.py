@@ -35,7 +35,9 @@ Record = dict[str, Any]
 SETTLE = 0.06  # seconds before a sample: threads of the side before spin in wait for more work, 10 to 50 ms
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "benchmarks"  # programs that were compiled for this machine
-SHORTEST_SAMPLE = 0.03  # seconds; shorter calls are repeated within one: the first after the pause is slower
+# Seconds of a sample, or half as many; shorter calls are repeated, after some that are not counted: the first
+# after the pause are slower.
+SHORTEST_SAMPLE = 0.04
 # A round counts as disturbed where a cache line took so many times the shortest round trip of the run between
 # the CPUs (they share no last-level cache), or all CPUs at once made less than this part of the most
 # multiply-adds (they share a core, or somebody else's thread does with one of them).
@@ -80,14 +82,20 @@ def assert_close(name: str, ours: np.ndarray, peer: np.ndarray, bound: float) ->
 
 
 def _calls_per_sample(work: Callable[[], object]) -> int:
-    start = time.perf_counter()
-    work()
-    once = time.perf_counter() - start
-    return max(1, int(SHORTEST_SAMPLE / max(once, 1e-9)))
+    calls = 1
+    while True:
+        start = time.perf_counter()
+        for _ in range(calls):
+            work()
+        if time.perf_counter() - start > SHORTEST_SAMPLE / 2:
+            return calls
+        calls *= 2
 
 
 def _sample(work: Callable[[], object], calls: int) -> float:
     time.sleep(SETTLE)
+    for _ in range(calls // 8):
+        work()
     start = time.perf_counter()
     for _ in range(calls):
         work()
