@@ -207,8 +207,8 @@ def test_tokens_are_their_rows(isa, rng, size):
     for one, other in zip(dense[:3], tokens[:3], strict=True):
         assert_same_bits(one, other)
     d_dense, d_tokens, d_embedding = m.zeros(), m.zeros(), np.zeros_like(embedding)
-    dx, *_ = _core.lstm_backward(m.packed, dense[3], b.dy, gradients=d_dense)
-    _core.lstm_backward(m.packed, tokens[3], b.dy, gradients=d_tokens, d_embedding=d_embedding)
+    dx, *_ = _core.lstm_backward(m.packed, dense[3], b.dy, None, None, gradients=d_dense)
+    _core.lstm_backward(m.packed, tokens[3], b.dy, None, None, gradients=d_tokens, d_embedding=d_embedding)
     expected = np.zeros_like(embedding)
     np.add.at(expected, ids, dx)
     # sums over a token's steps are rounded to bfloat16 once, not their terms
@@ -225,7 +225,11 @@ def test_dropout_with_bfloat16(isa):
         out = _core.lstm_forward_tape(m.packed, b.x, b.h0, b.c0, b.lengths, dropout=0.3, seed=5, tape=mode)
         gradients = m.zeros()
         results.append(
-            (*out[:3], *_core.lstm_backward(m.packed, out[3], b.dy, gradients=gradients), gradients)
+            (
+                *out[:3],
+                *_core.lstm_backward(m.packed, out[3], b.dy, None, None, gradients=gradients),
+                gradients,
+            )
         )
     for full, lean in zip(*results, strict=True):
         assert_same_bits(full, lean)
@@ -255,4 +259,4 @@ def test_errors():
     inference = m.lstm.pack(m.flat, backward=False, compute_dtype="bfloat16")
     tape = _core.lstm_forward_tape(inference, np.zeros((2, 4, 3), np.float32))[3]
     with pytest.raises(ValueError, match="packed must be packed with backward=True"):
-        _core.lstm_backward(inference, tape, None, gradients=m.zeros())
+        _core.lstm_backward(inference, tape, None, None, None, gradients=m.zeros())

@@ -43,7 +43,7 @@ p = lstm(8, 512, 1)
 x = np.zeros((1, 9_000, 8), "float32")
 y, h, c, tape = _core.lstm_forward_tape(p, x)
 ready()
-_core.lstm_backward(p, tape, y, gradients=np.zeros(p.lstm.num_parameters, "float32"))
+_core.lstm_backward(p, tape, y, None, None, gradients=np.zeros(p.lstm.num_parameters, "float32"))
 """,
     "generate": """
 p = lstm(8, 512, 4)
@@ -286,7 +286,7 @@ def test_several_threads_add_to_the_same_gradients(dtype, threads, count):
 
     def add(lstm, d_weight, d_table):
         tape = _core.lstm_forward_tape(m.packed, b.x)[-1]
-        _core.lstm_backward(m.packed, tape, b.dy, gradients=lstm)
+        _core.lstm_backward(m.packed, tape, b.dy, None, None, lstm)
         _core.linear_backward(linear, x, dy, d_weight=d_weight, need_dx=False)
         _core.embedding_backward(ids, np.ones((len(ids), 3), dtype), d_table)
 

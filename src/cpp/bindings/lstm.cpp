@@ -391,16 +391,16 @@ void bind_lstm(py::module_& m) {
   tape.def("c", &tape_part<TapePart::kC>, py::arg("layer"), py::arg("direction") = 0);
   tape.def("h", &tape_part<TapePart::kH>, py::arg("layer"), py::arg("direction") = 0);
 
+  // Those of layers are called by position: names cost a small layer a tenth of its time.
   m.def("lstm_forward", &forward, py::arg("packed"), py::arg("x"), py::arg("h0") = py::none(),
-        py::arg("c0") = py::none(), py::arg("lengths") = py::none(), py::kw_only(),
-        py::arg("embedding") = py::none(), py::arg("check_x") = false);
+        py::arg("c0") = py::none(), py::arg("lengths") = py::none(), py::arg("embedding") = py::none(),
+        py::arg("check_x") = false);
   m.def("lstm_forward_tape", &forward_tape, py::arg("packed"), py::arg("x"), py::arg("h0") = py::none(),
-        py::arg("c0") = py::none(), py::arg("lengths") = py::none(), py::kw_only(),
-        py::arg("embedding") = py::none(), py::arg("dropout") = 0.0, py::arg("seed") = 0,
-        py::arg("tape") = "full", py::arg("check_x") = false);
-  m.def("lstm_backward", &backward, py::arg("packed"), py::arg("tape"), py::arg("dy"),
-        py::arg("dh_n") = py::none(), py::arg("dc_n") = py::none(), py::kw_only(), py::arg("gradients"),
-        py::arg("d_embedding") = py::none(), py::arg("need_dx") = true);
+        py::arg("c0") = py::none(), py::arg("lengths") = py::none(), py::arg("embedding") = py::none(),
+        py::arg("dropout") = 0.0, py::arg("seed") = 0, py::arg("tape") = "full", py::arg("check_x") = false);
+  m.def("lstm_backward", &backward, py::arg("packed"), py::arg("tape"), py::arg("dy"), py::arg("dh_n"),
+        py::arg("dc_n"), py::arg("gradients"), py::arg("d_embedding") = py::none(),
+        py::arg("need_dx") = true);
   m.def("lstm_cell_forward", &cell_forward, py::arg("packed"), py::arg("x"), py::arg("h"), py::arg("c"));
   m.def("lstm_cell_backward", &cell_backward, py::arg("packed"), py::arg("x"), py::arg("h"), py::arg("c"),
         py::arg("c_next"), py::arg("gates"), py::arg("dh"), py::arg("dc") = py::none(), py::kw_only(),

@@ -6,13 +6,19 @@
 #include "runtime/profiler.h"
 
 namespace fusedlstm {
+namespace {
+
+// What a weight of so many elements takes in the flat buffer.
+ptrdiff_t taken(ptrdiff_t size) { return (size + 15) / 16 * 16; }
+
+}  // namespace
 
 std::vector<WeightOffsets> weight_offsets(const LstmShape& s) {
   std::vector<WeightOffsets> all;
   ptrdiff_t next = 0;
   const auto take = [&](ptrdiff_t size) {
     const ptrdiff_t offset = next;
-    next += (size + 15) / 16 * 16;
+    next += taken(size);
     return offset;
   };
   const ptrdiff_t H = s.hidden_size;
@@ -48,13 +54,11 @@ std::vector<NamedWeight> weight_table(const LstmShape& s) {
 }
 
 ptrdiff_t parameter_count(const LstmShape& s) {
+  const ptrdiff_t H = s.hidden_size;
   ptrdiff_t count = 0;
-  for (const NamedWeight& w : weight_table(s)) {
-    ptrdiff_t size = 1;
-    for (const ptrdiff_t n : w.shape) size *= n;
-    count = w.offset + (size + 15) / 16 * 16;
-  }
-  return count;
+  for (ptrdiff_t layer = 0; layer < s.num_layers; ++layer)
+    count += taken(4 * H * s.layer_inputs(layer)) + taken(4 * H * H) + (s.bias ? 2 * taken(4 * H) : 0);
+  return s.directions() * count;
 }
 
 template <class T>

@@ -252,7 +252,18 @@ void set_num_threads(int threads) {
 
 bool is_main_thread() {
 #if defined(__linux__)
-  return getpid() == gettid();
+  // Two system calls take longer than a small step: they are asked again only after a fork.
+  static std::atomic<int> forks{0};
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); });
+  static_cast<void>(registered);
+  thread_local int asked_after = -1;
+  thread_local bool main = false;
+  const int now = forks.load(std::memory_order_relaxed);
+  if (asked_after != now) {
+    asked_after = now;
+    main = getpid() == gettid();
+  }
+  return main;
 #else
   return pthread_main_np() != 0;
 #endif

