@@ -92,8 +92,7 @@ class StepDecay(_Stateless):
 
     References
     ----------
-    Zaremba, Sutskever and Vinyals, Recurrent neural network regularization, 2014: decay 1/2 after 4 epochs
-    (5 in the authors' program).
+    Zaremba, Sutskever and Vinyals, Recurrent neural network regularization, 2014: decay 1/2 after 4 epochs.
     Sutskever, Vinyals and Le, Sequence to sequence learning with neural networks, 2014: 1/2 every half epoch
     after 5 epochs.
 
