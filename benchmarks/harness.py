@@ -35,9 +35,8 @@ Record = dict[str, Any]
 SETTLE = 0.06  # seconds before a sample: threads of the side before spin in wait for more work, 10 to 50 ms
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "benchmarks"  # programs that were compiled for this machine
-# Seconds of a sample, or half as many; shorter calls are repeated, after some that are not counted: the first
-# after the pause are slower.
-SHORTEST_SAMPLE = 0.04
+# Seconds; shorter calls are repeated, after some that are not counted: the first after the pause are slower.
+SHORTEST_SAMPLE = 0.02
 # A round counts as disturbed where a cache line took so many times the shortest round trip of the run between
 # the CPUs (they share no last-level cache), or all CPUs at once made less than this part of the most
 # multiply-adds (they share a core, or somebody else's thread does with one of them).
@@ -87,7 +86,7 @@ def _calls_per_sample(work: Callable[[], object]) -> int:
         start = time.perf_counter()
         for _ in range(calls):
             work()
-        if time.perf_counter() - start > SHORTEST_SAMPLE / 2:
+        if time.perf_counter() - start > SHORTEST_SAMPLE:
             return calls
         calls *= 2
 

@@ -69,8 +69,8 @@ void test_gemm(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int in
   const auto a = rounded_rows(level, M, K, values.vector<float>(M * K));
   const auto b = values.vector<float>(N * K), init = values.vector<float>(std::max(M, ptrdiff_t{1}) * N);
   std::vector<uint16_t> panels(static_cast<size_t>(low_packed_size(K, N)), 0xffff);
-  level.bf16.pack(K, N, b.data(), K, fusedlstm::SourceBy::kColumns, {},
-                  panels.data());  // B comes transposed, as (N, K)
+  // B comes transposed, as (N, K)
+  level.bf16.pack(K, N, b.data(), K, fusedlstm::SourceBy::kColumns, {}, panels.data());
   std::vector<float> by_rows(b.size());
   for (ptrdiff_t k = 0; k < K; ++k)
     for (ptrdiff_t n = 0; n < N; ++n)

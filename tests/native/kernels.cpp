@@ -31,8 +31,8 @@ void test_gemm(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, bool w
   const auto a = values.vector<T>(M * a_row), b = values.vector<T>(K * N), init = values.vector<T>(N);
   std::vector<T> panels(static_cast<size_t>(K * round_up(N, kernels.panel)));
   std::vector<T> c = values.vector<T>(M * c_row), expected = c;
-  kernels.pack(K, N, b.data(), K, fusedlstm::SourceBy::kColumns, {},
-               panels.data());  // B comes transposed, as (N, K)
+  // B comes transposed, as (N, K)
+  kernels.pack(K, N, b.data(), K, fusedlstm::SourceBy::kColumns, {}, panels.data());
   kernels.gemm({.M = M,
                 .N = N,
                 .K = K,
