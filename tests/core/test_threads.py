@@ -139,6 +139,40 @@ def test_changing_the_number_of_threads_while_others_work(threads):
             cases.assert_same_bits(one, other)
 
 
+def test_ctrl_c_in_a_child_of_another_thread():
+    """The thread that forks is its child's main thread: a signal reaches its calls, whatever it was."""
+    code = """
+import os, signal, sys, threading
+import numpy as np
+from fusedlstm import _core
+lstm = _core.LSTM(8, 512)
+packed = lstm.pack(np.zeros(lstm.num_parameters, np.float32))
+call = lambda steps: _core.lstm_forward(packed, np.zeros((1, steps, 8), np.float32))
+def work():
+    call(2)
+    child = os.fork()
+    if child:
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        return
+    events = []
+    sys.setprofile(lambda frame, event, function: events.append((event, function)))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        call(200_000)
+    except TimeoutError:
+        sys.setprofile(None)
+    os._exit(("c_exception", _core.lstm_forward) not in events)  # raised by the call, not after it
+def stop(*_):
+    raise TimeoutError
+signal.signal(signal.SIGALRM, stop)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
 def test_fork_after_use():
     """A child made by fork after native threads have run computes the same, with threads of its own."""
     code = """
