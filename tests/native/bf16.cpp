@@ -70,13 +70,13 @@ void test_gemm(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int in
   const auto b = values.vector<float>(N * K), init = values.vector<float>(std::max(M, ptrdiff_t{1}) * N);
   std::vector<uint16_t> panels(static_cast<size_t>(low_packed_size(K, N)), 0xffff);
   // B comes transposed, as (N, K)
-  level.bf16.pack(K, N, b.data(), K, fusedlstm::SourceBy::kColumns, {}, panels.data());
+  level.bf16.pack(K, N, b.data(), K, fusedlstm::SourceBy::kColumns, {}, panels.data(), bf16_layout(K));
   std::vector<float> by_rows(b.size());
   for (ptrdiff_t k = 0; k < K; ++k)
     for (ptrdiff_t n = 0; n < N; ++n)
       by_rows[static_cast<size_t>(k * N + n)] = b[static_cast<size_t>(n * K + k)];
   std::vector<uint16_t> the_same(panels.size(), 0xffff);
-  level.bf16.pack(K, N, by_rows.data(), N, fusedlstm::SourceBy::kRows, {}, the_same.data());
+  level.bf16.pack(K, N, by_rows.data(), N, fusedlstm::SourceBy::kRows, {}, the_same.data(), bf16_layout(K));
   expect(same_bits(panels, the_same),
          std::string(level.name) + " bf16 pack of rows N=" + std::to_string(N) + " K=" + std::to_string(K));
   const ptrdiff_t c_row = N + 3, init_row = init_kind == 2 ? N : 0;
@@ -116,7 +116,7 @@ void test_pack(const Level& level, ptrdiff_t rows, ptrdiff_t n) {
     std::vector<uint16_t> panels(static_cast<size_t>(low_packed_size(K, N)), 0xffff), expected = panels;
     level.bf16.pack(K, N, source.data(), n,
                     columns ? fusedlstm::SourceBy::kColumns : fusedlstm::SourceBy::kRows, {rows, padded},
-                    panels.data());
+                    panels.data(), bf16_layout(K));
     for (ptrdiff_t c = 0; c < (N + kLowPanel - 1) / kLowPanel * kLowPanel; ++c)
       for (ptrdiff_t k = 0; k < low_padded(K); ++k)
         expected[static_cast<size_t>(c / kLowPanel * low_padded(K) * kLowPanel + k / 2 * 2 * kLowPanel +
@@ -127,37 +127,47 @@ void test_pack(const Level& level, ptrdiff_t rows, ptrdiff_t n) {
   }
 }
 
-// One unit block of a recurrent product: four panels that lie apart, added to in place.
-void test_gemm_panels(const Level& level, ptrdiff_t M, ptrdiff_t K) {
-  constexpr ptrdiff_t H_pad = 48, block = 16;
+// The blocks of units of a recurrent product, added to in place: of the four panels of each that lie apart,
+// one; of those side by side all, from the last to the first or from the first on.
+void test_gemm_panels(const Level& level, ptrdiff_t M, ptrdiff_t K, bool side_by_side, bool descending) {
+  constexpr ptrdiff_t H_pad = 48, blocks = H_pad / kLowPanel;
   Values values(static_cast<uint32_t>(M * 131 + K));
   const auto a = rounded_rows(level, M, K, values.vector<float>(M * K));
   const auto b = values.vector<float>(4 * H_pad * K);
   std::vector<uint16_t> panels(static_cast<size_t>(low_packed_size(K, 4 * H_pad)));
-  level.bf16.pack(K, 4 * H_pad, b.data(), K, fusedlstm::SourceBy::kColumns, {}, panels.data());
+  const LowLayout one = bf16_layout(K), layout = side_by_side ? four_gates(one) : one;
+  const ptrdiff_t next_gate = side_by_side ? one.step : blocks * one.panel;
+  for (ptrdiff_t gate = 0; gate < 4; ++gate)
+    level.bf16.pack(K, H_pad, b.data() + gate * H_pad * K, K, fusedlstm::SourceBy::kColumns, {},
+                    panels.data() + gate * next_gate, layout);
   std::vector<float> c = values.vector<float>(M * 4 * H_pad), expected = c;
-  const ptrdiff_t panel = low_padded(K) * kLowPanel;
+  const ptrdiff_t first = side_by_side && !descending ? 0 : blocks - 1, direction = descending ? -1 : 1;
   level.bf16.gemm({.M = M,
                    .N = 4 * kLowPanel,
                    .K = K,
                    .a = a.data(),
                    .a_row = low_padded(K),
-                   .b = panels.data() + block / kLowPanel * panel,
-                   .b_panel = H_pad / kLowPanel * panel,
-                   .init = c.data() + block,
+                   .b = panels.data() + first * layout.panel,
+                   .b_panel = next_gate,
+                   .init = c.data() + first * kLowPanel,
                    .init_row = 4 * H_pad,
-                   .c = c.data() + block,
+                   .c = c.data() + first * kLowPanel,
                    .c_row = 4 * H_pad,
-                   .c_panel = H_pad});
+                   .b_step = layout.step,
+                   .c_panel = H_pad,
+                   .blocks = side_by_side ? blocks : 1,
+                   .b_block = direction * layout.panel,
+                   .c_block = direction * kLowPanel});
   for (ptrdiff_t m = 0; m < M; ++m)
     for (ptrdiff_t n = 0; n < 4 * H_pad; ++n)
-      if (n % H_pad / kLowPanel == 1)
+      if (side_by_side || n % H_pad / kLowPanel == first)
         expected[static_cast<size_t>(m * 4 * H_pad + n)] = product_of(
             level.name, K, a.data() + m * low_padded(K),
             [&](ptrdiff_t k) { return nearest(b[static_cast<size_t>(n * K + k)]); },
             expected[static_cast<size_t>(m * 4 * H_pad + n)]);
   expect(same_bits(c, expected),
-         std::string(level.name) + " bf16 gemm of a unit block, M=" + std::to_string(M));
+         std::string(level.name) + " bf16 gemm of unit blocks, M=" + std::to_string(M) + " K=" +
+             std::to_string(K) + (side_by_side ? ", side by side" : "") + (descending ? ", descending" : ""));
 }
 
 // C += A^T B over gathered rows, in their order, and another product of the same A beside it. A second time
@@ -226,7 +236,10 @@ void test_bf16(const Level& level) {
       for (const ptrdiff_t K : {1, 2, 31, 32, 77})
         test_gemm(level, M, N, K, static_cast<int>((M + N + K) % 3));
   test_gemm(level, 40, 48, 1100, 1);  // more than one block of k
-  for (const ptrdiff_t M : {1, 2, 5, 20, 37}) test_gemm_panels(level, M, 45);
+  for (const ptrdiff_t M : {1, 2, 5, 20, 37})
+    for (const ptrdiff_t K : {45, 800})
+      for (const bool side_by_side : {false, true})
+        for (const bool descending : {false, true}) test_gemm_panels(level, M, K, side_by_side, descending);
   for (const ptrdiff_t rows : {1, 15, 16, 17, 31, 40})
     for (const ptrdiff_t n : {1, 15, 32, 33, 79}) test_pack(level, rows, n);
   for (const ptrdiff_t M : {1, 13, 70})

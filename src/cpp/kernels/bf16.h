@@ -69,7 +69,7 @@ FUSEDLSTM_INLINE void round_some_rows(ptrdiff_t there, ptrdiff_t n, ptrdiff_t pa
 }
 
 void pack_bf16(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t pitch, SourceBy by, RowGroups groups,
-               uint16_t* panels) {
+               uint16_t* panels, LowLayout layout) {
   constexpr ptrdiff_t W = kLanes<float>, block = 2 * W;
   static_assert(kLowBlock % block == 0);
   if (by == SourceBy::kRows) {  // a few rows at a time: each is read from its begin to its end
@@ -79,16 +79,16 @@ void pack_bf16(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t pitch, S
       for (ptrdiff_t n0 = 0; n0 < N; n0 += kLowPanel) {
         uint16_t rounded[kLowPanel * kLowPanel];
         round_some_rows(there, least(kLowPanel, N - n0), kLowPanel, rows + n0, pitch, rounded);
-        uint16_t* const to = panels + n0 * low_padded(K) + k0 * kLowPanel;
+        uint16_t* const to = panels + n0 / kLowPanel * layout.panel + k0 / 2 * layout.step;
         for (ptrdiff_t k = 0; k < kLowPanel; k += 2)
           for (ptrdiff_t j = 0; j < kLowPanel; j += W)
-            store_pairs(to + k * kLowPanel + 2 * j,
+            store_pairs(to + k / 2 * layout.step + 2 * j,
                         zip(rounded + k * kLowPanel + j, rounded + (k + 1) * kLowPanel + j));
       }
     }
     return;
   }
-  for (ptrdiff_t n0 = 0; n0 < N; n0 += kLowPanel, panels += low_padded(K) * kLowPanel) {
+  for (ptrdiff_t n0 = 0; n0 < N; n0 += kLowPanel, panels += layout.panel) {
     const ptrdiff_t there = groups.there(n0, least(kLowPanel, N - n0));
     const float* const columns = source + groups.source(n0) * pitch;
     for (ptrdiff_t k = 0; k < low_padded(K); k += block) {
@@ -102,7 +102,7 @@ void pack_bf16(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t pitch, S
         for (ptrdiff_t i = 0; i < W; ++i) square[i] = load_pairs(rounded + (j + i) * block);
         transpose<float>(square);
 #pragma GCC unroll 16
-        for (ptrdiff_t i = 0; i < W; ++i) store_pairs(panels + (k + 2 * i) * kLowPanel + 2 * j, square[i]);
+        for (ptrdiff_t i = 0; i < W; ++i) store_pairs(panels + (k / 2 + i) * layout.step + 2 * j, square[i]);
       }
     }
   }
@@ -163,27 +163,29 @@ struct VectorGemm : GemmBf16 {
 template <class Pair, int M, int P>
 FUSEDLSTM_INLINE void bf16_tile(const VectorGemm<Pair>& g, const uint16_t* ahead) {
   constexpr int W = kLanes<float>, V = static_cast<int>(kLowPanel) / W;
+  const auto column = [&](int v) { return (v / V) * g.c_panel + (v % V) * W; };
   Vec<float> acc[M][P * V];
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 16
     for (int v = 0; v < P * V; ++v)
-      acc[m][v] = g.init ? load(g.init + m * g.init_row + (v / V) * g.c_panel + (v % V) * W) : Vec<float>{};
+      acc[m][v] = g.init ? load(g.init + m * g.init_row + column(v)) : Vec<float>{};
   }
   for (int m = 0; m < M; ++m)  // the sums of the next tile
-    for (int v = 0; v < P * V; ++v)
-      __builtin_prefetch(g.c + (M + m) * g.c_row + (v / V) * g.c_panel + (v % V) * W, 1);
+    for (int v = 0; v < P * V; ++v) __builtin_prefetch(g.c + (M + m) * g.c_row + column(v), 1);
   const typename Pair::Element* a = g.elements;
   const uint16_t* b = g.b;
-  for (ptrdiff_t k = 0; k < g.K; k += 2, a += 2, b += 2 * kLowPanel) {
-    if (P == Pair::kPanels && M > Pair::kRows / 2) __builtin_prefetch(ahead + k * kLowPanel, 0, 2);
+  for (ptrdiff_t k = 0; k < g.K; k += 2, a += 2, b += g.b_step) {
+    if (P == Pair::kPanels && M > Pair::kRows / 2) {
+      __builtin_prefetch(ahead, 0, 2);
+      ahead += g.b_step;
+    }
     Pair::template step<M, P>(acc, a, g.elements_row, b, g.b_panel);
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 16
-    for (int v = 0; v < P * V; ++v)
-      store<float>(g.c + m * g.c_row + (v / V) * g.c_panel + (v % V) * W, acc[m][v]);
+    for (int v = 0; v < P * V; ++v) store<float>(g.c + m * g.c_row + column(v), acc[m][v]);
   }
 }
 
@@ -224,6 +226,30 @@ void bf16_row_tiles(VectorGemm<Pair> g) {
 // Whole panels by vectors: a group of panels of B stays in the cache while the rows pass by.
 template <class Pair>
 struct ByVectors {
+  // Of one row, two blocks at a time: as many chains as hide the latency of its sums.
+  static constexpr bool kTwoBlocks =
+      Pair::kPanels == kLowGates && sizeof(typename Pair::Element) == sizeof(uint16_t);
+  static void two_blocks(const GemmBf16& g) {
+    constexpr int P = kLowGates;
+    Vec<float> acc[2][1][P];
+    const auto column = [&](int block, int p) { return block * g.c_block + p * g.c_panel; };
+#pragma GCC unroll 2
+    for (int block = 0; block < 2; ++block) {
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) acc[block][0][p] = g.init ? load(g.init + column(block, p)) : Vec<float>{};
+    }
+    const uint16_t *a = g.a, *b = g.b, *next_b = g.b + g.b_block;
+    for (ptrdiff_t k = 0; k < g.K; k += 2, a += 2, b += g.b_step, next_b += g.b_step) {
+      Pair::template step<1, P>(acc[0], a, g.a_row, b, g.b_panel);
+      Pair::template step<1, P>(acc[1], a, g.a_row, next_b, g.b_panel);
+    }
+#pragma GCC unroll 2
+    for (int block = 0; block < 2; ++block) {
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) store<float>(g.c + column(block, p), acc[block][0][p]);
+    }
+  }
+
   static void run(const GemmBf16& g) {
     if constexpr (sizeof(typename Pair::Element) == sizeof(uint16_t)) {
       run(VectorGemm<Pair>{g, g.a, g.a_row});
@@ -274,23 +300,22 @@ void gemm_bf16_blocks(GemmBf16 g) {
     Panels::run(g);
     k += g.K;
     g.a += g.K;
-    g.b += g.K * kLowPanel;
-    if (g.ahead) g.ahead += g.K * kLowPanel;
+    g.b += g.K / 2 * g.b_step;
+    if (g.ahead) g.ahead += g.K / 2 * g.b_step;
     g.init = g.c;
     g.init_row = g.c_row;
   } while (k < K);
 }
 
 template <class Panels>
-void gemm_bf16(const GemmBf16& g) {
-  if (g.M <= 0) return;
+void gemm_bf16_columns(const GemmBf16& g) {
   const ptrdiff_t whole = g.N / kLowPanel, columns = g.N % kLowPanel;
+  if (columns == 0) return gemm_bf16_blocks<Panels>(g);
   if (whole > 0) {
     GemmBf16 part = g;
     part.N = whole * kLowPanel;
     gemm_bf16_blocks<Panels>(part);
   }
-  if (columns == 0) return;
   constexpr ptrdiff_t rows = 32;  // a last panel that is only partly there
   float edge[rows * kLowPanel];
   for (GemmBf16 part = from_panel(g, whole); part.M > 0; part = from_row(part, rows)) {
@@ -306,6 +331,18 @@ void gemm_bf16(const GemmBf16& g) {
     gemm_bf16_blocks<Panels>(tile);
     for (ptrdiff_t m = 0; m < M; ++m)
       for (ptrdiff_t j = 0; j < columns; ++j) part.c[m * part.c_row + j] = edge[m * kLowPanel + j];
+  }
+}
+
+template <class Panels>
+void gemm_bf16(const GemmBf16& whole) {
+  if (whole.M <= 0) return;
+  GemmBf16 g = whole;
+  if constexpr (Panels::kTwoBlocks)
+    for (; g.M == 1 && g.blocks >= 2; next_blocks(g, 2)) Panels::two_blocks(g);
+  for (; g.blocks > 0; next_blocks(g, 1)) {
+    g.ahead = g.blocks > 1 ? g.b + g.b_block : whole.ahead;
+    gemm_bf16_columns<Panels>(g);
   }
 }
 

@@ -25,7 +25,7 @@ FUSEDLSTM_INLINE void memory_barrier() { __asm__ volatile("" ::: "memory"); }
 
 template <bool TwoRows, bool TwoPanels>
 void tiles(const GemmBf16& g) {
-  const size_t a_row = static_cast<size_t>(g.a_row) * 2, b_row = 4 * static_cast<size_t>(kLowPanel);
+  const size_t a_row = static_cast<size_t>(g.a_row) * 2, b_row = static_cast<size_t>(g.b_step) * 2;
   const size_t init_row = static_cast<size_t>(g.init_row) * 4, c_row = static_cast<size_t>(g.c_row) * 4;
   memory_barrier();
   if (g.init) {
@@ -40,7 +40,7 @@ void tiles(const GemmBf16& g) {
     if constexpr (TwoRows && TwoPanels) _tile_zero(3);
   }
   const uint16_t *a = g.a, *b = g.b;
-  for (ptrdiff_t k = 0; k < g.K; k += kLowBlock, a += kLowBlock, b += kLowBlock * kLowPanel) {
+  for (ptrdiff_t k = 0; k < g.K; k += kLowBlock, a += kLowBlock, b += kLowBlock / 2 * g.b_step) {
     _tile_loadd(6, b, b_row);
     _tile_loadd(4, a, a_row);
     _tile_dpbf16ps(0, 4, 6);
@@ -62,6 +62,8 @@ void tiles(const GemmBf16& g) {
 }
 
 struct ByTiles {
+  static constexpr bool kTwoBlocks = false;
+
   // Rows [0, M <= 32) of all panels.
   static void row_block(GemmBf16 g) {
     for (; g.N >= 2 * kLowPanel; g = from_panel(g, 2))

@@ -64,10 +64,10 @@ void quantise_rows(ptrdiff_t rows, ptrdiff_t n, ptrdiff_t padded, const float* x
   }
 }
 
-// A panel is [k/4][column][4], and then 128 times the sum of each column for kernels that multiply k + 128.
+// 128 times the sums of the columns are for kernels that multiply a + 128.
 void pack_int8(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t n_stride, int8_t* panels,
-               float* scales) {
-  for (ptrdiff_t n0 = 0; n0 < N; n0 += kLowPanel, panels += int8_panel(K)) {
+               LowLayout layout, float* scales) {
+  for (ptrdiff_t n0 = 0; n0 < N; n0 += kLowPanel, panels += layout.panel) {
     for (ptrdiff_t j = 0; j < kLowPanel; ++j) {
       const float* column = source + (n0 + j) * n_stride;
       const bool there = n0 + j < N;
@@ -77,51 +77,61 @@ void pack_int8(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t n_stride
         int8_t weights[kLowBlock] = {};
         if (there) quantise(K - k < kLowBlock ? K - k : kLowBlock, column + k, inverse, weights);
         for (ptrdiff_t quad = 0; quad < kLowBlock; quad += 4) {
-          __builtin_memcpy(panels + (k + quad) * kLowPanel + 4 * j, weights + quad, 4);
+          __builtin_memcpy(panels + (k + quad) / 4 * layout.step + 4 * j, weights + quad, 4);
           for (ptrdiff_t i = 0; i < 4; ++i) sum += weights[quad + i];
         }
       }
       sum *= 128;
-      __builtin_memcpy(panels + low_padded(K) * kLowPanel + 4 * j, &sum, 4);
+      __builtin_memcpy(panels + low_padded(K) / 4 * layout.step + 4 * j, &sum, 4);
       if (there) scales[n0 + j] = scale;
     }
   }
 }
 
-// Sums of M rows and P panels, by the instructions at hand.
+// Sums of M rows and P panels of some blocks, by the instructions at hand.
 #if defined(FUSEDLSTM_INT8_VNNI)
 constexpr int kInt8Rows = 4, kInt8Panels = 4, kInt8FewRowsPanels = 8;
-template <int M, int P>
-FUSEDLSTM_INLINE void int8_sums(const GemmInt8& g, int32_t (&sums)[M][P][kLowPanel]) {
-  VecInt<float> acc[M][P] = {};  // as __m512i, GCC 12 copies them from register to register in every step
-  const int8_t *a = g.a, *b = g.b;
+constexpr bool kInt8TwoBlocks = true;
+template <int Blocks, int M, int P>
+FUSEDLSTM_INLINE void int8_sums(const GemmInt8& g, int32_t (&sums)[Blocks][M][P][kLowPanel]) {
+  VecInt<float> acc[Blocks][M][P] = {};  // as __m512i, GCC 12 copies them from register to register each time
+  const int8_t *a = g.a, *b[] = {g.b, g.b + g.b_block};
   const __m512i offset = _mm512_set1_epi8(static_cast<char>(0x80));  // a + 128 is unsigned
-  for (ptrdiff_t k = 0; k < g.K; k += 4, a += 4, b += 4 * kLowPanel) {
-    __m512i b_k[P];
+  for (ptrdiff_t k = 0; k < g.K; k += 4, a += 4) {
+#pragma GCC unroll 2
+    for (int block = 0; block < Blocks; ++block) {
+      __m512i b_k[P];
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) b_k[p] = _mm512_loadu_si512(b + p * g.b_panel);
+      for (int p = 0; p < P; ++p) b_k[p] = _mm512_loadu_si512(b[block] + p * g.b_panel);
 #pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) {
-      int quad;
-      __builtin_memcpy(&quad, a + m * g.a_row, 4);
-      const __m512i a_k = _mm512_xor_si512(_mm512_set1_epi32(quad), offset);
+      for (int m = 0; m < M; ++m) {
+        int quad;
+        __builtin_memcpy(&quad, a + m * g.a_row, 4);
+        const __m512i a_k = _mm512_xor_si512(_mm512_set1_epi32(quad), offset);
 #pragma GCC unroll 16
-      for (int p = 0; p < P; ++p)
-        acc[m][p] = (VecInt<float>)_mm512_dpbusd_epi32((__m512i)acc[m][p], a_k, b_k[p]);
+        for (int p = 0; p < P; ++p)
+          acc[block][m][p] = (VecInt<float>)_mm512_dpbusd_epi32((__m512i)acc[block][m][p], a_k, b_k[p]);
+      }
+      b[block] += g.b_step;
     }
   }
+#pragma GCC unroll 2
+  for (int block = 0; block < Blocks; ++block) {
 #pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) {
-    const __m512i column_sums = _mm512_loadu_si512(g.b + p * g.b_panel + low_padded(g.K) * kLowPanel);
+    for (int p = 0; p < P; ++p) {
+      const __m512i column_sums =
+          _mm512_loadu_si512(g.b + block * g.b_block + p * g.b_panel + low_padded(g.K) / 4 * g.b_step);
 #pragma GCC unroll 16
-    for (int m = 0; m < M; ++m)
-      _mm512_storeu_si512(sums[m][p], _mm512_sub_epi32((__m512i)acc[m][p], column_sums));
+      for (int m = 0; m < M; ++m)
+        _mm512_storeu_si512(sums[block][m][p], _mm512_sub_epi32((__m512i)acc[block][m][p], column_sums));
+    }
   }
 }
 #elif defined(FUSEDLSTM_LEVEL_AVX512) || defined(FUSEDLSTM_LEVEL_AVX2)
 #if defined(FUSEDLSTM_LEVEL_AVX512)
 using Int8Vector = __m512i;
 constexpr int kInt8Rows = 4, kInt8Panels = 2, kInt8FewRowsPanels = 4;
+constexpr bool kInt8TwoBlocks = false;
 // With a full mask, as in simd.h.
 FUSEDLSTM_INLINE __m512i widen_int8(const int8_t* p) {
   return _mm512_maskz_cvtepi8_epi16(0xffffffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -135,6 +145,7 @@ FUSEDLSTM_INLINE __m512i multiply_add_int16(__m512i a, __m512i b, __m512i c) {
 #else
 using Int8Vector = __m256i;
 constexpr int kInt8Rows = 2, kInt8Panels = 1, kInt8FewRowsPanels = 2;
+constexpr bool kInt8TwoBlocks = false;
 FUSEDLSTM_INLINE __m256i widen_int8(const int8_t* p) {
   return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
@@ -145,12 +156,12 @@ FUSEDLSTM_INLINE __m256i multiply_add_int16(__m256i a, __m256i b, __m256i c) {
   return _mm256_add_epi32(c, _mm256_madd_epi16(a, b));
 }
 #endif
-template <int M, int P>
-FUSEDLSTM_INLINE void int8_sums(const GemmInt8& g, int32_t (&sums)[M][P][kLowPanel]) {
+template <int Blocks, int M, int P>
+FUSEDLSTM_INLINE void int8_sums(const GemmInt8& g, int32_t (&sums)[Blocks][M][P][kLowPanel]) {
   constexpr int bytes = kVectorBytes / 2, V = 4 * static_cast<int>(kLowPanel) / bytes;  // vectors of a panel
   Int8Vector acc[M][P * V] = {};  // a column's sum in two parts: k and k + 1, k + 2 and k + 3
   const int8_t *a = g.a, *b = g.b;
-  for (ptrdiff_t k = 0; k < g.K; k += 4, a += 4, b += 4 * kLowPanel) {
+  for (ptrdiff_t k = 0; k < g.K; k += 4, a += 4, b += g.b_step) {
     Int8Vector b_k[P * V];
 #pragma GCC unroll 16
     for (int v = 0; v < P * V; ++v) b_k[v] = widen_int8(b + (v / V) * g.b_panel + (v % V) * bytes);
@@ -168,19 +179,20 @@ FUSEDLSTM_INLINE void int8_sums(const GemmInt8& g, int32_t (&sums)[M][P][kLowPan
     __builtin_memcpy(parts, acc[m], sizeof parts);
     for (int p = 0; p < P; ++p)
       for (int j = 0; j < kLowPanel; ++j)
-        sums[m][p][j] = parts[p * 2 * kLowPanel + 2 * j] + parts[p * 2 * kLowPanel + 2 * j + 1];
+        sums[0][m][p][j] = parts[p * 2 * kLowPanel + 2 * j] + parts[p * 2 * kLowPanel + 2 * j + 1];
   }
 }
 #else
 constexpr int kInt8Rows = 2, kInt8Panels = 1, kInt8FewRowsPanels = 1;
-template <int M, int P>
-FUSEDLSTM_INLINE void int8_sums(const GemmInt8& g, int32_t (&sums)[M][P][kLowPanel]) {
+constexpr bool kInt8TwoBlocks = false;
+template <int Blocks, int M, int P>
+FUSEDLSTM_INLINE void int8_sums(const GemmInt8& g, int32_t (&sums)[Blocks][M][P][kLowPanel]) {
   for (int m = 0; m < M; ++m)
     for (int p = 0; p < P; ++p) {
-      int32_t* const sum = sums[m][p];
+      int32_t* const sum = sums[0][m][p];
       for (int j = 0; j < kLowPanel; ++j) sum[j] = 0;
       for (ptrdiff_t k = 0; k < g.K; k += 4) {
-        const int8_t *a = g.a + m * g.a_row + k, *b = g.b + p * g.b_panel + k * kLowPanel;
+        const int8_t *a = g.a + m * g.a_row + k, *b = g.b + p * g.b_panel + k / 4 * g.b_step;
         for (int j = 0; j < kLowPanel; ++j)
           sum[j] += a[0] * b[4 * j] + a[1] * b[4 * j + 1] + a[2] * b[4 * j + 2] + a[3] * b[4 * j + 3];
       }
@@ -188,22 +200,25 @@ FUSEDLSTM_INLINE void int8_sums(const GemmInt8& g, int32_t (&sums)[M][P][kLowPan
 }
 #endif
 
-template <int M, int P>
+template <int M, int P, int Blocks = 1>
 void int8_tile(const GemmInt8& g) {
   constexpr ptrdiff_t W = kLanes<float>;
-  int32_t sums[M][P][kLowPanel];
-  int8_sums<M, P>(g, sums);
-  for (int m = 0; m < M; ++m) {
-    for (int p = 0; p < P; ++p) {
-      const float *init = g.init + m * g.init_row + p * g.c_panel, *scale = g.column_scale + p * g.c_panel;
-      float* const c = g.c + m * g.c_row + p * g.c_panel;
+  int32_t sums[Blocks][M][P][kLowPanel];
+  int8_sums(g, sums);
+  for (int block = 0; block < Blocks; ++block) {
+    for (int m = 0; m < M; ++m) {
+      for (int p = 0; p < P; ++p) {
+        const ptrdiff_t column = block * g.c_block + p * g.c_panel;
+        const float *init = g.init + m * g.init_row + column, *scale = g.column_scale + column;
+        float* const c = g.c + m * g.c_row + column;
 #pragma GCC unroll 4
-      for (ptrdiff_t j = 0; j < kLowPanel; j += W) {
-        VecInt<float> sum;
-        __builtin_memcpy(&sum, sums[m][p] + j, sizeof sum);
-        Vec<float> value = __builtin_convertvector(sum, Vec<float>);
-        if (g.row_scale) value *= broadcast(g.row_scale[m]);
-        store<float>(c + j, load(init + j) + load(scale + j) * value);
+        for (ptrdiff_t j = 0; j < kLowPanel; j += W) {
+          VecInt<float> sum;
+          __builtin_memcpy(&sum, sums[block][m][p] + j, sizeof sum);
+          Vec<float> value = __builtin_convertvector(sum, Vec<float>);
+          if (g.row_scale) value *= broadcast(g.row_scale[m]);
+          store<float>(c + j, load(init + j) + load(scale + j) * value);
+        }
       }
     }
   }
@@ -226,8 +241,7 @@ void int8_panels(GemmInt8 g) {
   for (; g.M > 0; next_rows(g, 1)) int8_tile<1, P>(g);
 }
 
-void gemm_int8(const GemmInt8& whole) {
-  GemmInt8 g = whole;
+void gemm_int8_columns(GemmInt8 g) {
   const auto next = [&](ptrdiff_t panels) {
     g.N -= panels * kLowPanel;
     g.b += panels * g.b_panel;
@@ -249,6 +263,17 @@ void gemm_int8(const GemmInt8& whole) {
       int8_panels<1>(tile);
       for (ptrdiff_t j = 0; j < g.N; ++j) g.c[j] = row[j];
     }
+}
+
+void gemm_int8(const GemmInt8& whole) {
+  GemmInt8 g = whole;
+  const auto next = [&g](ptrdiff_t blocks) {
+    next_blocks(g, blocks);
+    g.column_scale += blocks * g.c_block;
+  };
+  if constexpr (kInt8TwoBlocks)  // of one row, two at a time, to hide the latency of the sums
+    for (; g.M == 1 && g.blocks >= 2; next(2)) int8_tile<1, kLowGates, 2>(g);
+  for (; g.blocks > 0; next(1)) gemm_int8_columns(g);
 }
 
 constexpr Int8Kernels int8_kernels() {

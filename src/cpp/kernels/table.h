@@ -81,6 +81,27 @@ inline ptrdiff_t low_packed_size(ptrdiff_t K, ptrdiff_t N) {
   return low_padded(K) * ((N + kLowPanel - 1) / kLowPanel * kLowPanel);
 }
 
+constexpr ptrdiff_t int8_panel(ptrdiff_t K) { return low_padded(K) * kLowPanel + 4 * kLowPanel; }
+
+// Where the panels of a bfloat16 or int8 matrix lie: elements from one to the next, and from one step of k to
+// the next, of which bfloat16 has two and int8 four at a time.
+struct LowLayout {
+  ptrdiff_t panel, step;
+};
+constexpr LowLayout bf16_layout(ptrdiff_t K) { return {low_padded(K) * kLowPanel, 2 * kLowPanel}; }
+constexpr LowLayout int8_layout(ptrdiff_t K) { return {int8_panel(K), 4 * kLowPanel}; }
+// Four panels side by side, as one: those of the gates of kLowPanel units.
+constexpr ptrdiff_t kLowGates = 4;
+constexpr LowLayout four_gates(LowLayout one) { return {kLowGates * one.panel, kLowGates * one.step}; }
+// Goes on to a later block of a product.
+template <class Product>
+void next_blocks(Product& g, ptrdiff_t count) {
+  g.blocks -= count;
+  g.b += count * g.b_block;
+  if (g.init) g.init += count * g.c_block;
+  g.c += count * g.c_block;
+}
+
 // C (M, N) = init (M, N) + A (M, K) B (K, N) with bfloat16 A and B and float32 init and C.
 struct GemmBf16 {
   ptrdiff_t M, N, K;
@@ -93,8 +114,12 @@ struct GemmBf16 {
   ptrdiff_t init_row;  // 0: the same for every row
   float* c;
   ptrdiff_t c_row;
-  ptrdiff_t c_panel = kLowPanel;    // elements from one panel of C, and of init, to the next
-  const uint16_t* ahead = nullptr;  // panels that are needed next, b_panel apart: fetched meanwhile
+  ptrdiff_t b_step = 2 * kLowPanel;  // elements from one pair of k to the next
+  ptrdiff_t c_panel = kLowPanel;     // elements from one panel of C, and of init, to the next
+  const uint16_t* ahead = nullptr;   // panels that are needed next, laid out as B: fetched meanwhile
+  // As many products of the same A; B of the next lies b_block on, its C and init c_block. Where there are
+  // more than one, each has kLowGates panels.
+  ptrdiff_t blocks = 1, b_block = 0, c_block = 0;
 };
 
 using RightSideBf16 = RightSideOf<uint16_t, float>;
@@ -109,9 +134,9 @@ struct Bf16Kernels {
   // y (rows, padded) = x (rows, n) rounded to nearest even, and zeros from n on
   void (*round_rows)(ptrdiff_t rows, ptrdiff_t n, ptrdiff_t padded, const float* x, ptrdiff_t x_row,
                      uint16_t* y, ptrdiff_t y_row);
-  // B, rounded, to panels
+  // B, rounded, to panels laid out as those of a product
   void (*pack)(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t pitch, SourceBy by, RowGroups groups,
-               uint16_t* panels);
+               uint16_t* panels, LowLayout layout);
   void (*gemm)(const GemmBf16&);
   void (*gemm_transposed)(const GemmTransposedBf16&);
 };
@@ -122,7 +147,7 @@ struct GemmInt8 {
   ptrdiff_t M, N, K;
   const int8_t* a;  // rows as those of bfloat16
   ptrdiff_t a_row;
-  const int8_t* b;    // packed panels
+  const int8_t* b;    // panels, each [k/4][column][4] and then 128 times the sum of each column
   ptrdiff_t b_panel;  // elements from one to the next
   const float* init;
   ptrdiff_t init_row;
@@ -130,9 +155,10 @@ struct GemmInt8 {
   ptrdiff_t c_row;
   const float* column_scale;
   const float* row_scale = nullptr;  // null: 1
+  ptrdiff_t b_step = 4 * kLowPanel;  // elements from one four of k to the next, and on to the sums
   ptrdiff_t c_panel = kLowPanel;     // elements from one panel of C, init and column_scale to the next
+  ptrdiff_t blocks = 1, b_block = 0, c_block = 0;  // as those of bfloat16; c_block for column_scale too
 };
-constexpr ptrdiff_t int8_panel(ptrdiff_t K) { return low_padded(K) * kLowPanel + 4 * kLowPanel; }
 constexpr ptrdiff_t kInt8MostTerms = 1 << 16;  // of a sum: 255 * 127 * 2^16 < 2^31
 
 struct Int8Kernels {
@@ -141,7 +167,7 @@ struct Int8Kernels {
                         int8_t* y, ptrdiff_t y_row, float* scales);
   // B[k][n] = source[k + n * n_stride] / scales[n] to panels, with scales as above for each column
   void (*pack)(ptrdiff_t K, ptrdiff_t N, const float* source, ptrdiff_t n_stride, int8_t* panels,
-               float* scales);
+               LowLayout layout, float* scales);
   void (*gemm)(const GemmInt8&);
 };
 

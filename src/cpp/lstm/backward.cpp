@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "lstm/layer_input.h"
+#include "lstm/low_precision.h"
 #include "lstm/lstm.h"
 #include "lstm/split.h"
 #include "lstm/step_work.h"
@@ -239,19 +240,20 @@ class LayerBackward {
       if constexpr (std::is_same_v<T, float>)
         if (bf16()) {
           PartTimer timer(cell.ticks);
-          w_.level->bf16.gemm(
-              {.M = cell.M,
-               .N = 4 * H_pad_,
-               .K = cell.H,
-               .a = h16_.data() +
-                    (rows_.state_before(s) - rows_.state_before(here.begin) + share.begin) * h16_pitch(),
-               .a_row = h16_pitch(),
-               .b = packed_.low_recurrent.bf16.data(),
-               .b_panel = low_padded(cell.H) * kLowPanel,
-               .init = cell.gates,
-               .init_row = gates_pitch_,
-               .c = cell.gates,
-               .c_row = gates_pitch_});
+          const GemmBf16 whole{
+              .M = cell.M,
+              .N = 4 * H_pad_,
+              .K = cell.H,
+              .a = h16_.data() +
+                   (rows_.state_before(s) - rows_.state_before(here.begin) + share.begin) * h16_pitch(),
+              .a_row = h16_pitch(),
+              .b = packed_.low_recurrent.bf16.data(),
+              .b_panel = bf16_layout(cell.H).panel,
+              .init = cell.gates,
+              .init_row = gates_pitch_,
+              .c = cell.gates,
+              .c_row = gates_pitch_};
+          w_.level->bf16.gemm(gates_of_units(whole, bf16_layout(cell.H), H_pad_, 0, H_pad_));
           timer.end(&StepTicks::recurrent);
         }
       if (cell.M > 0) k_.cell_gates(cell);

@@ -38,63 +38,73 @@ inline void low_input_share(const Level& level, const PackedLayer<float>& layer,
                    to_row, team);
 }
 
+// Of a product with the recurrent weights: all gates of `units` units, in blocks of kLowPanel that follow
+// each other from u on, or come before it in turn.
+template <class Product>
+Product gates_of_units(Product g, LowLayout layout, ptrdiff_t H_pad, ptrdiff_t u, ptrdiff_t units,
+                       bool descending = false) {
+  const LowLayout four = four_gates(layout);
+  const ptrdiff_t direction = descending ? -1 : 1;
+  g.N = kLowGates * kLowPanel;
+  g.b += u / kLowPanel * four.panel;
+  g.b_panel = layout.step;
+  g.b_step = four.step;
+  g.b_block = direction * four.panel;
+  g.init += u;
+  g.c += u;
+  g.c_panel = H_pad;
+  g.c_block = direction * kLowPanel;
+  g.blocks = units / kLowPanel;
+  return g;
+}
+
 // The step that `s` describes, but for its product: input + R h_{t-1} goes to `sums` (M, 4, H_pad), which may
 // be the input itself, and the rounded h_t to h_next. Row m of `s` is row first + m stride of h_prev and
 // h_next. With int8, h_prev times row_scale is h_{t-1}, where it is given.
 inline void low_cell_forward(const Level& level, const PackedLayer<float>& layer, CellForward<float> s,
                              float* sums, ptrdiff_t sums_row, const LowRows& h_prev, LowRows& h_next,
                              ptrdiff_t first, ptrdiff_t stride, const float* row_scale = nullptr) {
-  // Few rows: several panels of each gate at a time. Many: blocks whose sums stay in the first-level cache
-  // for the gates.
+  // Few rows: the gates of several blocks of units at a time. Many: of one, whose sums stay in the
+  // first-level cache for them.
   constexpr ptrdiff_t few_rows = 4, rows_together = 64;
-  const bool few = s.M <= few_rows;
-  const ptrdiff_t gate_panels = s.H_pad / kLowPanel, units = s.unit_end - s.unit_begin,
-                  most_together = few ? 8 * kLowPanel : kLowPanel;
+  const ptrdiff_t units = s.unit_end - s.unit_begin,
+                  most_together = s.M <= few_rows ? 8 * kLowPanel : kLowPanel;
   for (ptrdiff_t done = 0, units_together; done < units; done += units_together) {
     units_together = std::min(most_together, units - done);
-    const ptrdiff_t u = s.descending ? s.unit_end - done - units_together : s.unit_begin + done;
-    const ptrdiff_t next = s.descending ? std::max(u - units_together, s.unit_begin)
-                                        : std::min(u + units_together, s.unit_end - units_together);
+    const ptrdiff_t begin = s.descending ? s.unit_end - done - units_together : s.unit_begin + done;
     for (ptrdiff_t m = 0; m < s.M; m += rows_together) {
       CellForward<float> part = s;
       part.M = std::min(rows_together, s.M - m);
-      part.unit_begin = u;
-      part.unit_end = u + units_together;
-      const auto multiply = [&](auto product, const auto& gemm) {
+      part.unit_begin = begin;
+      part.unit_end = begin + units_together;
+      const auto of_rows = [&](auto product) {
         product.M = part.M;
         product.a += (first + m * stride) * product.a_row;
         product.a_row *= stride;
-        product.b += u / kLowPanel * product.b_panel;
-        product.init = s.input + m * s.input_row + u;
+        product.init = s.input + m * s.input_row;
         product.init_row = s.input_row;
-        product.c = sums + m * sums_row + u;
+        product.c = sums + m * sums_row;
         product.c_row = sums_row;
-        if (!few) {  // one panel of each gate
-          product.N = 4 * kLowPanel;
-          product.b_panel *= gate_panels;
-          product.c_panel = s.H_pad;
-          gemm(product, ptrdiff_t{0});
-          return;
-        }
-        product.N = units_together;
-        for (ptrdiff_t gate = 0; gate < 4; ++gate) {
-          gemm(product, gate * s.H_pad);
-          product.b += gate_panels * product.b_panel;
-          product.init += s.H_pad;
-          product.c += s.H_pad;
-        }
+        return product;
       };
+      const ptrdiff_t first_block = s.descending ? part.unit_end - kLowPanel : begin,
+                      next = s.descending ? std::max(begin - kLowPanel, s.unit_begin)
+                                          : std::min(part.unit_end, s.unit_end - kLowPanel);
       PartTimer timer(s.ticks);
+      const auto of_units = [&](auto product, LowLayout layout, ptrdiff_t u) {
+        return gates_of_units(product, layout, s.H_pad, u, units_together, s.descending);
+      };
       if (h_prev.bf16.size()) {
-        GemmBf16 product = bf16_product(h_prev, layer.low_recurrent);
-        if (!few) product.ahead = product.b + next / kLowPanel * product.b_panel;
-        multiply(product, [&](const GemmBf16& part_of_it, ptrdiff_t) { level.bf16.gemm(part_of_it); });
+        const GemmBf16 whole = of_rows(bf16_product(h_prev, layer.low_recurrent));
+        GemmBf16 product = of_units(whole, bf16_layout(s.H), first_block);
+        product.ahead = of_units(whole, bf16_layout(s.H), next).b;
+        level.bf16.gemm(product);
       } else {
-        multiply(int8_product(h_prev, layer.low_recurrent), [&](GemmInt8 product, ptrdiff_t column) {
-          product.column_scale += u + column;
-          if (row_scale) product.row_scale = row_scale + m;
-          level.int8.gemm(product);
-        });
+        GemmInt8 product =
+            of_units(of_rows(int8_product(h_prev, layer.low_recurrent)), int8_layout(s.H), first_block);
+        product.column_scale += first_block;
+        if (row_scale) product.row_scale = row_scale + m;
+        level.int8.gemm(product);
       }
       timer.end(&StepTicks::recurrent);
       part.recurrent = nullptr;
@@ -105,7 +115,8 @@ inline void low_cell_forward(const Level& level, const PackedLayer<float>& layer
       part.c += m * s.c_row;
       part.h += m * s.h_row;
       level.f32.cell_forward(part);
-      h_next.round_units(level, first + m * stride, stride, part.M, u, units_together, part.h + u, s.h_row);
+      h_next.round_units(level, first + m * stride, stride, part.M, begin, units_together, part.h + begin,
+                         s.h_row);
     }
   }
 }

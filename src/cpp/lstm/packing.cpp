@@ -134,18 +134,27 @@ PackedWeights<T> pack_weights(const LstmShape& shape, const T* parameters, bool 
                          : pieces[p].matrix == 1 ? layer.low_recurrent
                          : pieces[p].matrix == 2 ? layer.low_input_backward
                                                  : layer.low_recurrent_backward;
+        const bool side_by_side = pieces[p].matrix == 1;
         if (compute == Compute::kBfloat16) {
-          if (pieces[p].matrix < 2)
-            packed.level->bf16.pack(n, 4 * Hp, weight, n, SourceBy::kColumns, gates, low.bf16.data());
+          const auto& pack = packed.level->bf16.pack;
+          const LowLayout layout = bf16_layout(n);
+          if (side_by_side)
+            for (ptrdiff_t gate = 0; gate < 4; ++gate)
+              pack(n, Hp, weight + gate * H * n, n, SourceBy::kColumns, gates,
+                   low.bf16.data() + gate * layout.step, four_gates(layout));
+          else if (pieces[p].matrix == 0)
+            pack(n, 4 * Hp, weight, n, SourceBy::kColumns, gates, low.bf16.data(), layout);
           else
-            packed.level->bf16.pack(4 * Hp, n, weight, n, SourceBy::kRows, gates, low.bf16.data());
+            pack(4 * Hp, n, weight, n, SourceBy::kRows, gates, low.bf16.data(), bf16_layout(4 * Hp));
           continue;
         }
         if (compute == Compute::kInt8) {
+          const LowLayout layout = int8_layout(n);
           for (ptrdiff_t gate = 0; gate < 4; ++gate)
-            packed.level->int8.pack(n, H, weight + gate * H * n, n,
-                                    low.int8.data() + gate * Hp / kLowPanel * int8_panel(n),
-                                    low.scale.data() + gate * Hp);
+            packed.level->int8.pack(
+                n, H, weight + gate * H * n, n,
+                low.int8.data() + gate * (side_by_side ? layout.step : Hp / kLowPanel * layout.panel),
+                side_by_side ? four_gates(layout) : layout, low.scale.data() + gate * Hp);
           const bool hidden = recurrent || l >= static_cast<size_t>(D);
           if (hidden) k.scale(4 * Hp, 1 / 127.0f, low.scale.data());
           continue;

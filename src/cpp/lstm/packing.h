@@ -18,8 +18,9 @@ struct PackedLayer {
   Buffer<T> bias;                // (4 H_pad): b_ih + b_hh
   Buffer<T> input_backward;      // panels (4 H_pad, inputs): W_ih; empty when packed for inference only
   Buffer<T> recurrent_backward;  // panels (4 H_pad, H): W_hh
-  // The same four in low precision, of which then only these are there. All columns are [4][H_pad], and the
-  // scales of products with h have its 1/127 in them.
+  // The same four in low precision, of which then only these are there. All columns are [4][H_pad], but that
+  // the panels of the four gates of kLowPanel units lie side by side in low_recurrent: the product of one row
+  // reads its weights from begin to end. The scales of products with h have its 1/127 in them.
   LowMatrix low_input, low_recurrent, low_input_backward, low_recurrent_backward;
 };
 

@@ -42,14 +42,14 @@ PackedLinear<T> pack_linear(ptrdiff_t outputs, ptrdiff_t inputs, const T* weight
       const ptrdiff_t at = columns.begin / kLowPanel;
       if (compute == Compute::kInt8) {
         level.int8.pack(inputs, columns.size(), from, inputs,
-                        w.low_forward.int8.data() + at * int8_panel(inputs),
+                        w.low_forward.int8.data() + at * int8_panel(inputs), int8_layout(inputs),
                         w.low_forward.scale.data() + columns.begin);
         return;
       }
       level.bf16.pack(inputs, columns.size(), from, inputs, SourceBy::kColumns, {},
-                      w.low_forward.bf16.data() + columns.begin * low_padded(inputs));
+                      w.low_forward.bf16.data() + columns.begin * low_padded(inputs), bf16_layout(inputs));
       level.bf16.pack(outputs, back.size(), from_back, inputs, SourceBy::kRows, {},
-                      w.low_backward.bf16.data() + back.begin * low_padded(outputs));
+                      w.low_backward.bf16.data() + back.begin * low_padded(outputs), bf16_layout(outputs));
     }
   });
   return w;

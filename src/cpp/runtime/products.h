@@ -94,7 +94,7 @@ inline void gemm_share(const Bf16Kernels& k, GemmBf16 g, Team& team) {
         piece.N = std::min(kPieceColumns, g.N - n);
         piece.K = std::min(kPieceDepth, g.K - depth);
         piece.a += m * g.a_row + depth;
-        piece.b += n / kLowPanel * g.b_panel + depth * kLowPanel;
+        piece.b += n / kLowPanel * g.b_panel + depth / 2 * g.b_step;
         piece.c += c_at;
         if (depth > 0) {
           piece.init = piece.c;
