@@ -15,14 +15,14 @@
 namespace fusedlstm {
 namespace {
 
-// Columns of block u: i, f, g, o of units u .. u + kLanes - 1. Two panels: (i f), (g o).
+// Columns of block u, side by side: i, f, g, o of units u .. u + kLanes - 1.
 template <class T>
 void pack_recurrent(ptrdiff_t H, ptrdiff_t H_pad, const T* weight_hh, T* packed) {
   constexpr ptrdiff_t W = kLanes<T>;
   for (ptrdiff_t u = 0; u < H_pad; u += W)
     for (ptrdiff_t gate = 0; gate < 4; ++gate)
       pack_vector<T>(H, u < H ? smaller(W, H - u) : 0, weight_hh + (gate * H + u) * H, H,
-                     packed + u * 4 * H + gate / 2 * (H * kPanel<T>)+gate % 2 * W);
+                     packed + u * 4 * H + gate * W, 4 * W);
 }
 
 template <class T>
@@ -85,10 +85,10 @@ void cell_tile(const CellForward<T>& s, ptrdiff_t m0, ptrdiff_t u, ptrdiff_t qua
                load(s.input + (m0 + m) * s.input_row + (v % 4) * s.H_pad + u + (v / 4) * W));
   for (int panel = 0; s.recurrent && panel < 2 * Blocks; panel += P) {
     T* part = a + panel * kPanel<T>;
-    tile<T, M, 2 * P, LayoutA::kRows>(s.H, s.h_prev + m0 * s.h_row, s.h_row,
-                                      s.recurrent + u * 4 * s.H + panel * s.H * kPanel<T>, s.H * kPanel<T>,
-                                      part, Blocks * block, part, Blocks * block,
-                                      s.recurrent + (next_unit * 4 + quarter * W) * s.H);
+    tile<T, M, 2 * P, LayoutA::kRows, LayoutB::kBlocks>(
+        s.H, s.h_prev + m0 * s.h_row, s.h_row,
+        s.recurrent + (u + panel / 2 * W) * 4 * s.H + panel % 2 * kPanel<T>, block * s.H, part,
+        Blocks * block, part, Blocks * block, s.recurrent + (next_unit * 4 + quarter * W) * s.H);
   }
   timer.end(&StepTicks::recurrent);
   // First all gates, then all h: what waits is side by side.

@@ -21,12 +21,15 @@ constexpr int kPanel = 2 * kLanes<T>;
 // A by rows that lie a_row apart, or interleaved as [k][kTileRows].
 enum class LayoutA { kRows, kInterleaved };
 
+// B in panels, or in blocks of two panels side by side, [k][2 kPanel]; they lie b_panel apart.
+enum class LayoutB { kPanels, kBlocks };
+
 // M rows x V vectors of C stay in registers over the whole of k. Meanwhile K vectors from `ahead` on are
 // fetched: a part of B that is needed next.
-template <class T, int M, int V, LayoutA A>
+template <class T, int M, int V, LayoutA A, LayoutB B = LayoutB::kPanels>
 FUSEDLSTM_INLINE void tile(ptrdiff_t K, const T* a, ptrdiff_t a_row, const T* b, ptrdiff_t b_panel,
                            const T* init, ptrdiff_t init_row, T* c, ptrdiff_t c_row, const T* ahead) {
-  constexpr int W = kLanes<T>;
+  constexpr int W = kLanes<T>, together = B == LayoutB::kPanels ? 2 : 4;  // vectors side by side in B
   Vec<T> acc[M][V];
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
@@ -39,7 +42,7 @@ FUSEDLSTM_INLINE void tile(ptrdiff_t K, const T* a, ptrdiff_t a_row, const T* b,
     Vec<T> b_k[V];
     if (M > kTileRows / 2) __builtin_prefetch(ahead + k * W, 0, 2);
 #pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) b_k[v] = load(b + v / 2 * b_panel + v % 2 * W);
+    for (int v = 0; v < V; ++v) b_k[v] = load(b + v / together * b_panel + v % together * W);
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
       const Vec<T> a_mk = broadcast<T>(A == LayoutA::kRows ? a[m * a_row] : a[m]);
@@ -47,7 +50,7 @@ FUSEDLSTM_INLINE void tile(ptrdiff_t K, const T* a, ptrdiff_t a_row, const T* b,
       for (int v = 0; v < V; ++v) acc[m][v] = fma(a_mk, b_k[v], acc[m][v]);
     }
     a += A == LayoutA::kRows ? 1 : kTileRows;
-    b += kPanel<T>;
+    b += together * W;
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
@@ -155,10 +158,11 @@ void gemm(const Gemm<T>& whole) {
   }
 }
 
-// panels[k][j] = rows[j][k] for j < columns of a vector, 0 for the lanes past them. Panel rows are kPanel
-// apart.
+// panel[k][j] = rows[j][k] for j < columns of a vector, 0 for the lanes past them. The rows of the panel are
+// panel_row apart.
 template <class T>
-void pack_vector(ptrdiff_t K, ptrdiff_t columns, const T* rows, ptrdiff_t row_pitch, T* panel) {
+void pack_vector(ptrdiff_t K, ptrdiff_t columns, const T* rows, ptrdiff_t row_pitch, T* panel,
+                 ptrdiff_t panel_row) {
   constexpr ptrdiff_t W = kLanes<T>;
   ptrdiff_t k = 0;
   for (; columns == W && k + W <= K; k += W) {
@@ -167,10 +171,10 @@ void pack_vector(ptrdiff_t K, ptrdiff_t columns, const T* rows, ptrdiff_t row_pi
     for (ptrdiff_t j = 0; j < W; ++j) square[j] = load(rows + j * row_pitch + k);
     transpose<T>(square);
 #pragma GCC unroll 16
-    for (ptrdiff_t j = 0; j < W; ++j) store<T>(panel + (k + j) * kPanel<T>, square[j]);
+    for (ptrdiff_t j = 0; j < W; ++j) store<T>(panel + (k + j) * panel_row, square[j]);
   }
   for (; k < K; ++k)
-    for (ptrdiff_t j = 0; j < W; ++j) panel[k * kPanel<T> + j] = j < columns ? rows[j * row_pitch + k] : T(0);
+    for (ptrdiff_t j = 0; j < W; ++j) panel[k * panel_row + j] = j < columns ? rows[j * row_pitch + k] : T(0);
 }
 
 // Row `from` of B, columns of one panel.
@@ -204,7 +208,7 @@ void pack(ptrdiff_t K, ptrdiff_t N, const T* source, ptrdiff_t pitch, SourceBy b
     T* const panel = panels + n0 * K;
     for (ptrdiff_t n = n0; n < n0 + kPanel<T>; n += W)
       pack_vector<T>(K, n < N ? groups.there(n, smaller(W, N - n)) : 0, source + groups.source(n) * pitch,
-                     pitch, panel + n - n0);
+                     pitch, panel + n - n0, kPanel<T>);
   }
 }
 

@@ -18,7 +18,7 @@ constexpr int kStepBlocks = M == 1 ? 2 : kTilePanels;
 
 template <class T, int M, int V>
 FUSEDLSTM_INLINE void chains(ptrdiff_t K, const T* x, ptrdiff_t x_row, const T* const (&weights)[V],
-                             Vec<T> (&a)[M][V]) {
+                             ptrdiff_t weights_row, Vec<T> (&a)[M][V]) {
   const T* w_k[V];
 #pragma GCC unroll 16
   for (int v = 0; v < V; ++v) w_k[v] = weights[v];
@@ -30,7 +30,7 @@ FUSEDLSTM_INLINE void chains(ptrdiff_t K, const T* x, ptrdiff_t x_row, const T* 
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) {
       const Vec<T> w = load(w_k[v]);
-      w_k[v] += kPanel<T>;
+      w_k[v] += weights_row;
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) a[m][v] = fma(x_k[m], w, a[m][v]);
     }
@@ -49,13 +49,13 @@ __attribute__((noinline)) void step_tile(const StepForward<T>& s, ptrdiff_t u) {
   for (int v = 0; v < V; ++v) {
     const ptrdiff_t unit = u + v / 4 * W, gate = v % 4, column = gate * cell.H_pad + unit;
     w[v] = s.weights + column / N * (s.I * N) + column % N;
-    r[v] = cell.recurrent + unit * 4 * cell.H + gate / 2 * (cell.H * N) + gate % 2 * W;
+    r[v] = cell.recurrent + unit * 4 * cell.H + gate * W;
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) a[m][v] = load(cell.input + m * cell.input_row + column);
   }
-  chains<T, M, V>(s.I, s.x, s.x_row, w, a);
+  chains<T, M, V>(s.I, s.x, s.x_row, w, N, a);
   if (s.I > 0) timer.end(&StepTicks::input);
-  chains<T, M, V>(cell.H, cell.h_prev, cell.h_row, r, a);
+  chains<T, M, V>(cell.H, cell.h_prev, cell.h_row, r, 4 * W, a);
   timer.end(&StepTicks::recurrent);
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {  // the gates of all blocks side by side: each alone is one long chain
