@@ -22,7 +22,7 @@ std::string name_of(const Level& level, const char* what) {
 }
 
 // C = init + A B, every element one chain of fused multiply-adds in the order of k; strides larger than the
-// rows.
+// rows; columns from either end.
 template <class T>
 void test_gemm(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, bool with_init) {
   const Kernels<T>& kernels = table_of<T>(level);
@@ -33,24 +33,28 @@ void test_gemm(const Level& level, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, bool w
   std::vector<T> c = values.vector<T>(M * c_row), expected = c;
   // B comes transposed, as (N, K)
   kernels.pack(K, N, b.data(), K, fusedlstm::SourceBy::kColumns, {}, panels.data());
-  kernels.gemm({.M = M,
-                .N = N,
-                .K = K,
-                .a = a.data(),
-                .a_row = a_row,
-                .b = panels.data(),
-                .init = with_init ? init.data() : nullptr,
-                .init_row = 0,
-                .c = c.data(),
-                .c_row = c_row});
+  std::vector<T> c_descending = c;
+  for (const bool descending : {false, true})
+    kernels.gemm({.M = M,
+                  .N = N,
+                  .K = K,
+                  .a = a.data(),
+                  .a_row = a_row,
+                  .b = panels.data(),
+                  .init = with_init ? init.data() : nullptr,
+                  .init_row = 0,
+                  .c = (descending ? c_descending : c).data(),
+                  .c_row = c_row,
+                  .descending = descending});
   for (ptrdiff_t m = 0; m < M; ++m)
     for (ptrdiff_t n = 0; n < N; ++n) {
       T sum = with_init ? init[n] : T(0);
       for (ptrdiff_t k = 0; k < K; ++k) sum = std::fma(a[m * a_row + k], b[n * K + k], sum);
       expected[m * c_row + n] = sum;
     }
-  expect(same_bits(c, expected), name_of<T>(level, "gemm") + " M=" + std::to_string(M) +
-                                     " N=" + std::to_string(N) + " K=" + std::to_string(K));
+  expect(same_bits(c, expected) && same_bits(c_descending, expected),
+         name_of<T>(level, "gemm") + " M=" + std::to_string(M) + " N=" + std::to_string(N) +
+             " K=" + std::to_string(K));
 }
 
 // Panels of three groups of rows, each padded with zero rows; the rows as columns of B, and as its rows.

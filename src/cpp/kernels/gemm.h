@@ -90,10 +90,11 @@ void columns_tile(const Gemm<T>& g, ptrdiff_t m0, ptrdiff_t n, const T* ahead) {
 // latency of fma.
 template <class T, int M, LayoutA A>
 void row_tile(const Gemm<T>& g, ptrdiff_t m0, const T* ahead) {
-  constexpr int V = 2 * (M == 1 ? 4 * kTilePanels : M <= 3 ? 2 * kTilePanels : kTilePanels);
+  constexpr int V = 2 * (M <= 3 ? 2 * kTilePanels : kTilePanels);
   constexpr ptrdiff_t W = kLanes<T>;
+  const ptrdiff_t whole = g.N / (V * W) * (V * W);
   ptrdiff_t n = 0;
-  for (; n + V * W <= g.N; n += V * W) columns_tile<T, M, V, A>(g, m0, n, ahead);
+  for (; n < whole; n += V * W) columns_tile<T, M, V, A>(g, m0, g.descending ? whole - V * W - n : n, ahead);
   if (M > kTileRows / 2 && V == 4 && n + 2 * W < g.N) {
     if (n + 3 * W < g.N) return columns_tile<T, M, 4, A>(g, m0, n, ahead);
     return columns_tile<T, M, 3, A>(g, m0, n, ahead);

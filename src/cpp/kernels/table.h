@@ -39,7 +39,8 @@ struct Gemm {
   ptrdiff_t init_row;
   T* c;
   ptrdiff_t c_row;
-  ptrdiff_t b_panel = 0;  // elements from one panel of B to the next; 0: K rows of a panel
+  ptrdiff_t b_panel = 0;    // elements from one panel of B to the next; 0: K rows of a panel
+  bool descending = false;  // few rows: columns from the last to the first, as those of CellForward
 };
 
 // C (M, N) += A^T B over R rows, in the order of a_rows, b_rows (null: 0, 1, 2 ...), with sums in C's type.

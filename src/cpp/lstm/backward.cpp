@@ -360,7 +360,8 @@ class LayerBackward {
                .init = nullptr,
                .init_row = 0,
                .c = dh_.data() + slot + units.begin,
-               .c_row = slots.stride * pitch_});
+               .c_row = slots.stride * pitch_,
+               .descending = s % 2 != 0});
     }
   }
 
