@@ -75,11 +75,8 @@ struct LowRows {
 };
 
 inline GemmBf16 bf16_product(const LowRows& a, const LowMatrix& b) {
-  return {.K = a.n,
-          .a = a.bf16.data(),
-          .a_row = a.pitch,
-          .b = b.bf16.data(),
-          .b_panel = bf16_layout(a.n).panel};
+  return {
+      .K = a.n, .a = a.bf16.data(), .a_row = a.pitch, .b = b.bf16.data(), .b_panel = bf16_layout(a.n).panel};
 }
 inline GemmInt8 int8_product(const LowRows& a, const LowMatrix& b) {
   return {.K = a.n,
