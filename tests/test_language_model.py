@@ -340,6 +340,11 @@ def test_wrong_options_are_refused(options, message):
         tiny(**options)
 
 
+def test_wrong_vocabulary_is_refused():
+    with pytest.raises(TypeError, match="vocabulary must be a Vocabulary, got list"):
+        LanguageModel(["a", "b"], hidden_size=4)  # type: ignore[arg-type]
+
+
 def test_wrong_text_is_refused():
     model = tiny()
     with pytest.raises(ValueError, match=r"'X' \(U\+0058\) at position 4"):
