@@ -167,7 +167,9 @@ class LanguageModel(Module):
         seed: int = 0,
     ) -> None:
         if not isinstance(vocabulary, Vocabulary):
-            raise TypeError(f"LanguageModel: vocabulary must be a Vocabulary, got {type(vocabulary).__name__}")
+            raise TypeError(
+                f"LanguageModel: vocabulary must be a Vocabulary, got {type(vocabulary).__name__}"
+            )
         if compute_dtype == "int8":
             raise ValueError("LanguageModel: compute_dtype 'int8' is for models that are trained: use load")
         hidden_size = integer(hidden_size, "hidden_size", 1)
