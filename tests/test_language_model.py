@@ -342,7 +342,7 @@ def test_wrong_options_are_refused(options, message):
 
 def test_wrong_vocabulary_is_refused():
     with pytest.raises(TypeError, match="vocabulary must be a Vocabulary, got list"):
-        LanguageModel(["a", "b"], hidden_size=4)  # type: ignore[arg-type]
+        LanguageModel(["a", "b"], hidden_size=4)
 
 
 def test_wrong_text_is_refused():
